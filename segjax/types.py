@@ -1,0 +1,43 @@
+"""Words every part of segjax shares: array aliases, axis letters, the keys of a batch, the error a user can mend.
+
+Axis letters, used in every shape of every docstring:
+
+    B  examples of a batch        K  classes
+    H, W  rows, columns (pixels)  N  boxes of an image
+    C  channels                   P  proposals
+
+Images are [B, H, W, C] and kernels [kh, kw, Cin, Cout]. A type is written before its shape: ``f32[B, H, W, K]``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+Array = jax.Array
+HostArray = np.ndarray
+PyTree = Any
+Variables = Mapping[str, PyTree]  # {"params": ..., "batch_stats": ...}
+Batch = Mapping[str, Any]  # the keys below, arrays with a leading axis B
+Outputs = Mapping[str, Array]  # {"logits": f32[B, H, W, K], ...}
+
+# Keys of a batch.
+IMAGE = "image"  # u8[B, H, W, 3], or f32 once normalised
+LABEL = "label"  # i32[B, H, W]
+VALID = "valid"  # bool[B]: False for rows that only fill up the batch
+WEIGHT = "weight"  # f32[B, H, W], optional: a factor of each pixel's loss
+
+# Keys of a model's outputs.
+LOGITS = "logits"  # f32[B, H, W, K] at the resolution of the input
+
+DATA_AXIS = "data"  # the mesh (or pmap) axis a batch is split over
+DEFAULT_IGNORE_LABEL = 255  # for sets that declare none
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong, and the user can mend it.
+
+    The message names the file or the key, the value found and what to do. Entry points print it without a
+    traceback and exit with status 2.
+    """
