@@ -1,0 +1,3 @@
+"""Streaming metrics: exact counts that are added on the device, and the scores read off them."""
+
+from segjax.metrics import confusion as confusion
