@@ -1,0 +1,17 @@
+"""Pure functions of arrays: convolution, resizing, pooling, normalisation."""
+
+from segjax.ops.conv import conv
+from segjax.ops.norm import batch_norm_apply, batch_norm_train
+from segjax.ops.pool import adaptive_avg_pool, max_pool
+from segjax.ops.resize import interpolation_matrix, resize, resize_padded
+
+__all__ = [
+    "adaptive_avg_pool",
+    "batch_norm_apply",
+    "batch_norm_train",
+    "conv",
+    "interpolation_matrix",
+    "max_pool",
+    "resize",
+    "resize_padded",
+]

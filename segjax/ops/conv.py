@@ -1,0 +1,63 @@
+"""Cross-correlation in one and two dimensions."""
+
+from collections.abc import Sequence
+
+import jax
+
+from segjax.ops.geometry import Padding, output_size, pad_pairs, per_axis
+from segjax.types import Array
+
+_LAYOUT = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
+
+
+def conv(
+    x: Array,
+    kernel: Array,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Array:
+    """Cross-correlates a signal or an image with a kernel, which is not flipped.
+
+    y[i, o] = sum over taps k and channels c of x[s i + d k - low, c] kernel[k, c, o], zero outside x. With `groups`,
+    the channels of x and y fall into that many equal runs, and y's run g reads x's run g alone.
+
+    Args:
+        x: [B, W, Cin] or [B, H, W, Cin], floating.
+        kernel: [kw, Cin / groups, Cout] or [kh, kw, Cin / groups, Cout], x's dtype.
+        stride: pixels between outputs, an int or one per axis.
+        padding: zeros around x: an int, one int per axis, one (low, high) pair per axis, "valid" (none), or "same"
+            (ceil(n / stride) outputs; an odd total puts the larger half at the high end).
+        dilation: pixels between taps, an int or one per axis.
+        groups: 1 is dense, Cin is depthwise.
+
+    Returns:
+        [B, W', Cout] or [B, H', W', Cout] with W' = floor((W + low + high - d (kw - 1) - 1) / s) + 1.
+
+    Raises:
+        ValueError: ranks or channels that do not fit, a geometry argument out of range, a kernel larger than x.
+
+    Source:
+        Dumoulin & Visin 2016, https://arxiv.org/abs/1603.07285.
+    """
+    rank = kernel.ndim - 2
+    if rank not in _LAYOUT or x.ndim != kernel.ndim:
+        raise ValueError(f"x {x.shape} with kernel {kernel.shape}: expected [B, W, C] with [kw, I, O], "
+                         "or [B, H, W, C] with [kh, kw, I, O]")
+    if groups < 1 or x.shape[-1] != groups * kernel.shape[-2] or kernel.shape[-1] % groups:
+        raise ValueError(f"x {x.shape} with kernel {kernel.shape}: expected groups={groups} to divide the kernel's "
+                         f"outputs, and {kernel.shape[-2]} * groups channels in x")
+    stride, dilation = per_axis("stride", stride, rank), per_axis("dilation", dilation, rank)
+    size, window = x.shape[1:-1], kernel.shape[:-2]
+    pads = pad_pairs(padding, size, window, stride, dilation)
+    output_size(size, window, stride, pads, dilation)  # for its error
+    return _plain(x, kernel, stride, pads, dilation, groups)
+
+
+def _plain(x, kernel, stride, pads, dilation, groups):
+    return jax.lax.conv_general_dilated(
+        x, kernel, stride, pads, rhs_dilation=dilation, dimension_numbers=_LAYOUT[len(stride)],
+        feature_group_count=groups,
+    )

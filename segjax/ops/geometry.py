@@ -1,0 +1,96 @@
+"""Static geometry of windowed operations: arguments per axis, padding pairs and output sizes."""
+
+from collections.abc import Sequence
+
+Padding = int | str | Sequence[int | tuple[int, int]]
+
+
+def per_axis(name: str, value: int | Sequence[int], rank: int, *, minimum: int = 1) -> tuple[int, ...]:
+    """Gives one int per spatial axis from an int or a sequence of them.
+
+    Args:
+        name: the argument's name, for messages.
+        value: an int, or `rank` ints.
+        rank: number of spatial axes.
+        minimum: the least legal value.
+
+    Returns:
+        `rank` ints.
+
+    Raises:
+        ValueError: wrong number of values, or one below `minimum`.
+    """
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * rank
+    legal = all(hasattr(v, "__index__") and v >= minimum for v in values)
+    if len(values) != rank or not legal:
+        raise ValueError(f"{name}={value!r}: expected an int >= {minimum}, or {rank} of them")
+    return tuple(int(v) for v in values)
+
+
+def pad_pairs(
+    padding: Padding, size: Sequence[int], window: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Gives one (low, high) padding pair per spatial axis.
+
+    "valid" pads nothing. "same" makes ceil(size / stride) outputs; an odd total puts the larger half at the high end.
+
+    Args:
+        padding: an int, one int per axis, one (low, high) pair per axis, "same" or "valid".
+        size: input pixels per axis.
+        window: kernel taps per axis.
+        stride: pixels per axis between windows.
+        dilation: pixels per axis between taps.
+
+    Returns:
+        (low, high) pixels per axis.
+
+    Raises:
+        ValueError: another string, a negative number or a wrong count.
+    """
+    rank = len(size)
+    if padding == "valid":
+        return ((0, 0),) * rank
+    if padding == "same":
+        spans = [d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True)]
+        totals = [max((-(-n // s) - 1) * s + e - n, 0) for n, s, e in zip(size, stride, spans, strict=True)]
+        return tuple((t // 2, t - t // 2) for t in totals)
+    if isinstance(padding, str):
+        raise ValueError(f"padding={padding!r}: expected 'same', 'valid', an int, or one int or (low, high) per axis")
+    if isinstance(padding, Sequence) and len(padding) == rank and all(isinstance(p, Sequence) for p in padding):
+        return tuple(per_axis("padding", pair, 2, minimum=0) for pair in padding)
+    return tuple((p, p) for p in per_axis("padding", padding, rank, minimum=0))
+
+
+def output_size(
+    size: Sequence[int],
+    window: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> tuple[int, ...]:
+    """Counts the windows that fit: floor((n + low + high - d (k - 1) - 1) / s) + 1 per axis.
+
+    Args:
+        size: input pixels per axis.
+        window: kernel taps per axis.
+        stride: pixels per axis between windows.
+        pads: (low, high) padding per axis.
+        dilation: pixels per axis between taps.
+
+    Returns:
+        Output pixels per axis.
+
+    Raises:
+        ValueError: a dilated window is larger than the padded input.
+
+    Source:
+        Dumoulin & Visin 2016, relationship 15, https://arxiv.org/abs/1603.07285.
+    """
+    sizes = []
+    for n, k, s, (low, high), d in zip(size, window, stride, pads, dilation, strict=True):
+        span = d * (k - 1) + 1
+        if n + low + high < span:
+            raise ValueError(f"window {tuple(window)} with dilation {tuple(dilation)} spans {span} pixels, "
+                             f"more than input size {tuple(size)} padded by {tuple(pads)}")
+        sizes.append((n + low + high - span) // s + 1)
+    return tuple(sizes)
