@@ -1,0 +1,145 @@
+"""What a set's class ids mean: names, colours, the label that is ignored; read from and written to ``classes.json``.
+
+{"classes": ["road", "car"],                 required: the name of class 0, 1, ...
+ "colors": [[128, 64, 128], [64, 0, 128]],   optional: R, G, B of each class (default: the colour map of PASCAL VOC)
+ "ignore_label": 255,                        optional: the id that counts nowhere (default 255)
+ "ids": [0, 255],                            optional: the pixel value of each class in the label files (default 0, 1, ...)
+ "ignore_colors": [[0, 0, 0]]}               optional: colours of RGB label files that mean "ignored"
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from segjax.types import DEFAULT_IGNORE_LABEL, HostArray, InputError
+
+_KEYS = ("classes", "colors", "ignore_label", "ids", "ignore_colors")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classes:
+    """The classes of a set, in the order of their ids.
+
+    Attributes:
+      names: K class names.
+      palette: u8[K, 3], the colour of each class; None gives ``default_palette(K)``.
+      ignore_label: the id counted nowhere, in the labels a dataset returns.
+      ids: the pixel value of each class in label *files*; None means 0 .. K-1. A dataset returns 0 .. K-1 always.
+      ignore_colors: colours that mean "ignored" in RGB label files.
+    """
+
+    names: tuple[str, ...]
+    palette: HostArray | None = None
+    ignore_label: int = DEFAULT_IGNORE_LABEL
+    ids: tuple[int, ...] | None = None
+    ignore_colors: tuple[tuple[int, int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        names = tuple(self.names)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise InputError(f"class names must be a list of at least one string, got {self.names!r}")
+        palette = _colors(default_palette(len(names)) if self.palette is None else self.palette)
+        if len(palette) < len(names):
+            raise InputError(f"{len(names)} classes but {len(palette)} colours: give one colour per class")
+        ignored = [tuple(map(int, color)) for color in _colors(self.ignore_colors)]
+        if isinstance(self.ignore_label, bool) or not isinstance(self.ignore_label, (int, np.integer)):
+            raise InputError(f"ignore_label must be a whole number, got {self.ignore_label!r}")
+        if len(names) <= self.ignore_label < len(palette):  # a colour is listed for the ignored id too
+            ignored.append(tuple(map(int, palette[self.ignore_label])))
+        palette = palette[: len(names)].copy()
+        palette.flags.writeable = False
+        ids = None if self.ids is None else tuple(int(i) for i in self.ids)
+        if ids is not None and (len(ids) != len(names) or len(set(ids)) != len(ids) or min(ids) < 0):
+            raise InputError(f"ids must be one different pixel value >= 0 per class ({len(names)} classes), got {ids}")
+        for field, value in zip(("names", "palette", "ids", "ignore_colors"), (names, palette, ids, tuple(ignored))):
+            object.__setattr__(self, field, value)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Classes) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.names, self.ignore_label, self.ids))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the content of ``classes.json``."""
+        out = {"classes": list(self.names), "colors": self.palette.tolist(), "ignore_label": int(self.ignore_label)}
+        if self.ids is not None:
+            out["ids"] = list(self.ids)
+        if self.ignore_colors:
+            out["ignore_colors"] = [list(color) for color in self.ignore_colors]
+        return out
+
+    def write(self, path: str | pathlib.Path) -> None:
+        """Writes ``classes.json`` at `path`."""
+        pathlib.Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def read(path: str | pathlib.Path) -> Classes:
+    """Reads ``classes.json``.
+
+    Args:
+      path: the JSON file.
+
+    Returns:
+      The classes.
+
+    Raises:
+      InputError: the file cannot be read, is no JSON, or says something impossible; names the file.
+    """
+    try:
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+    try:
+        return from_dict(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def from_dict(content: Mapping[str, Any]) -> Classes:
+    """Builds the classes from the content of ``classes.json``; keys other than the known ones are kept out.
+
+    Raises:
+      InputError: "classes" is absent, or a value is impossible.
+    """
+    if not isinstance(content, Mapping) or not isinstance(content.get("classes"), list):
+        raise InputError(f'expected {{"classes": [names], ...}} with the optional keys {", ".join(_KEYS[1:])}')
+    return Classes(
+        names=tuple(content["classes"]),
+        palette=content.get("colors"),
+        ignore_label=content.get("ignore_label", DEFAULT_IGNORE_LABEL),
+        ids=content.get("ids"),
+        ignore_colors=tuple(content.get("ignore_colors", ())),
+    )
+
+
+def default_palette(num_classes: int) -> HostArray:
+    """Returns u8[num_classes, 3]: the colour map of PASCAL VOC, bit-reversed ids spread over R, G and B.
+
+    Bit 3j + c of the id becomes bit 7 - j of channel c (Everingham et al., the VOC development kit, VOCcolormap.m).
+    """
+    ids = np.arange(num_classes)
+    palette = np.zeros((num_classes, 3), np.uint8)
+    for j in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((ids >> (3 * j + channel)) & 1) << (7 - j)).astype(np.uint8)
+    return palette
+
+
+def _colors(colors: Sequence[Sequence[int]] | HostArray) -> HostArray:
+    """Returns u8[N, 3] of a list of colours, or says what is wrong with it."""
+    try:
+        array = np.asarray(colors if len(colors) else np.zeros((0, 3), np.int64))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"colours must be a list of [R, G, B], got {colors!r}") from error
+    whole = array.ndim == 2 and array.shape[1] == 3 and np.issubdtype(array.dtype, np.integer)
+    if not whole or (array.size and (array.min() < 0 or array.max() > 255)):
+        raise InputError(f"colours must be a list of [R, G, B] with whole numbers 0 .. 255, got {colors!r}")
+    return array.astype(np.uint8)
