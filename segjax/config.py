@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from segjax.types import InputError
 
 FLAG = "--config."
+_PIPELINE = ("data", "augment", "model", "loss", "optimizer", "train", "eval", "checkpoint", "log")
 _TRUE, _FALSE, _NONE = ("true", "1", "yes", "on"), ("false", "0", "no", "off"), ("none", "null", "")
 
 
@@ -127,9 +128,10 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-    """{"data.root": value, ...} in the order of the config; sections without fields are left out."""
-    flat = {}
-    for name, value in config.copy_and_resolve_references().items():
+    """{"data.root": value, ...}: plain fields first, then sections in the order of the pipeline, names first."""
+    resolved, flat = config.copy_and_resolve_references(), {}  # ConfigDict itself iterates in alphabetical order
+    for name in sorted(resolved, key=lambda name: _place(name, resolved[name])):
+        value = resolved[name]
         if isinstance(value, ConfigDict):
             flat |= {f"{name}.{key}": inner for key, inner in flatten(value).items()}
         else:
@@ -166,6 +168,12 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """The hint ``; did you mean X?`` for the known word most like ``word``, nothing where none is like it."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _place(name: str, value: Any) -> tuple:
+    if isinstance(value, ConfigDict):
+        return (2, _PIPELINE.index(name) if name in _PIPELINE else len(_PIPELINE), name)
+    return (0 if name in ("experiment", "name") else 1, 0, name)
 
 
 def _section(config: ConfigDict, key: str) -> ConfigDict:
