@@ -1,0 +1,215 @@
+"""From a config to the parts of a run: data sets, model, step, first state."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from segjax import augment, data, losses, models
+from segjax.data import pipeline
+from segjax.data.metadata import Classes
+from segjax.training import optimizer, parallel, state, step
+from segjax.types import DATA_AXIS, InputError
+
+DTYPES, PARALLEL = ("float32", "bfloat16"), ("jit", "pmap")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the loop runs.
+
+    Attributes:
+        module: the model; ``module.apply`` is what is trained and evaluated.
+        mesh: all devices, one axis "data".
+        schedule: step -> learning rate.
+        train_step: (state, batch) -> (state, metrics), compiled over the devices.
+        initial: the state before the first step.
+        parameters: how many there are.
+        summary: one line for the user.
+    """
+
+    module: Any
+    mesh: Mesh
+    schedule: Callable[[int], Any]
+    train_step: Callable[..., Any]
+    initial: state.TrainState
+    parameters: int
+    summary: str
+
+
+def check(config: ConfigDict, devices: int) -> None:
+    """Refuses values that no part would name as well as this does.
+
+    Raises:
+        InputError: names the key, its value and what to write instead.
+    """
+    for key, value, known in (
+        ("train.dtype", config.train.dtype, DTYPES),
+        ("train.parallel", config.train.parallel, PARALLEL),
+        ("data.fit", config.data.fit, ("stretch", "pad", "crop")),
+        ("eval.resolution", config.eval.resolution, ("native", "input")),
+        ("eval.absent", config.eval.absent, ("skip", "zero", "ground_truth_only")),
+    ):
+        if value not in known:
+            raise InputError(f"{key}={value!r}: expected one of {', '.join(known)}")
+    for key, value in (
+        ("train.steps", config.train.steps),
+        ("train.batch_size", config.train.batch_size),
+        ("train.accumulate", config.train.accumulate),
+        ("eval.every_steps", config.eval.every_steps),
+        ("eval.batch_size", config.eval.batch_size),
+        ("checkpoint.every_steps", config.checkpoint.every_steps),
+        ("checkpoint.keep_last", config.checkpoint.keep_last),
+        ("log.every_steps", config.log.every_steps),
+    ):
+        if value < 1:
+            raise InputError(f"{key}={value}: expected at least 1")
+    if len(config.data.size) != 2 or min(config.data.size) < 1:
+        raise InputError(f"data.size={tuple(config.data.size)}: expected (height, width) in pixels")
+    if not 0 <= config.train.ema_decay < 1:
+        raise InputError(f"train.ema_decay={config.train.ema_decay}: expected 0 (off) to below 1, such as 0.999")
+    if config.eval.ema and not config.train.ema_decay:
+        raise InputError("eval.ema=True needs a moving average: set train.ema_decay, such as 0.999")
+    parts, batch = devices * config.train.accumulate, config.train.batch_size
+    if batch % parts:
+        near = sorted({max(parts, batch // parts * parts), (batch // parts + 1) * parts})
+        raise InputError(
+            f"train.batch_size={batch} does not divide into {devices} device(s) x train.accumulate="
+            f"{config.train.accumulate}; try {' or '.join(map(str, near))}"
+        )
+
+
+def open_sets(config: ConfigDict, progress: Callable[[str, int, int], None] | None = None) -> tuple[Any, Any]:
+    """Opens the training and the validation split and reads every file once, so that bad data shows before a step.
+
+    Args:
+        config: the experiment.
+        progress: called with (split, examples read, examples).
+
+    Returns:
+        (training set, evaluation set), see ``segjax.data``.
+
+    Raises:
+        InputError: whatever is wrong with the data, by file name and value.
+    """
+    train_set = data.from_config(config.data, config.data.train_split)
+    eval_set = data.from_config(config.data, config.data.split, classes=train_set.classes)
+    if eval_set.class_names != train_set.class_names:
+        raise InputError(
+            f"the splits {config.data.train_split!r} and {config.data.split!r} have different classes: "
+            f"{train_set.class_names} and {eval_set.class_names}"
+        )
+    if config.data.verify:
+        for dataset, native in ((train_set, False), (eval_set, True)):
+            pipeline.verify(
+                dataset,
+                None if progress is None else lambda done, of, split=dataset.split: progress(split, done, of),
+                size=tuple(config.data.size),
+                fit=config.data.fit,
+                native_label=native,
+                cache=config.data.cache,
+            )
+    return train_set, eval_set
+
+
+def train_batches(config: ConfigDict, dataset: Any, start_step: int) -> pipeline.Batches:
+    """This process's rows of the training batches from ``start_step`` on."""
+    return pipeline.train_batches(
+        dataset,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        num_steps=config.train.steps,
+        **_reading(config),
+    )
+
+
+def eval_batches(config: ConfigDict, dataset: Any) -> pipeline.Batches:
+    """This process's rows of the evaluation batches, every example once."""
+    batch_size = -(-config.eval.batch_size // jax.process_count()) * jax.process_count()
+    return pipeline.eval_batches(dataset, batch_size=batch_size, **_reading(config))
+
+
+def _reading(config: ConfigDict) -> dict[str, Any]:
+    return {
+        "size": tuple(config.data.size),
+        "fit": config.data.fit,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "workers": config.data.workers,
+        "worker_mode": config.data.worker_mode,
+        "cache": config.data.cache,
+    }
+
+
+def build_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> Any:
+    """The linen module of ``config.model``, computing in ``config.train.dtype``."""
+    options = {key: value for key, value in config.model.items() if key != "name"}
+    return models.build(
+        config.model.name, num_classes=num_classes, axis_name=axis_name, dtype=config.train.dtype, **options
+    )
+
+
+def make_step(config: ConfigDict, classes: Classes) -> step.Step:
+    """The pure training step of a config; under pmap it adds over the axis "data".
+
+    Raises:
+        InputError: an unknown model, loss, optimizer or option.
+        ValueError: an option out of range.
+    """
+    axis_name = DATA_AXIS if config.train.parallel == "pmap" else None
+    options = {key: value for key, value in config.loss.items() if key != "name"}
+    return step.make_train_step(
+        build_model(config, len(classes), axis_name).apply,
+        losses.build(config.loss.name, num_classes=len(classes), ignore_label=classes.ignore_label, **options),
+        optimizer.make_optimizer(total_steps=config.train.steps, **config.optimizer)[0],
+        axis_name=axis_name,
+        augment=augment.make_augment(
+            size=tuple(config.data.size), ignore_label=classes.ignore_label, **config.augment
+        ),
+        accumulate=config.train.accumulate,
+        ema_decay=config.train.ema_decay,
+    )
+
+
+def first_state(config: ConfigDict, num_classes: int) -> state.TrainState:
+    """The state before the first step, from ``config.seed``."""
+    tx, _ = optimizer.make_optimizer(total_steps=config.train.steps, **config.optimizer)
+
+    @jax.jit
+    def init(key: jax.Array) -> state.TrainState:
+        init_key, run_key = jax.random.split(key)
+        image = jnp.zeros((1, *config.data.size, 3), jnp.float32)
+        variables = build_model(config, num_classes).init(init_key, image)
+        return state.create(variables, tx, key=run_key, ema=config.train.ema_decay > 0)
+
+    return init(jax.random.key(config.seed))
+
+
+def build(config: ConfigDict, classes: Classes) -> Job:
+    """Builds model, optimizer, first state and compiled step.
+
+    Raises:
+        InputError, ValueError: as ``make_step``.
+    """
+    mesh, pmap = parallel.make_mesh(), config.train.parallel == "pmap"
+    train_step = make_step(config, classes)
+    initial = first_state(config, len(classes))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(initial.params))
+    summary = (
+        f"{config.model.name} with {parameters / 1e6:.2f} M parameters, {config.train.dtype}, on {mesh.size} "
+        f"{jax.default_backend().upper()} device{'s' if mesh.size > 1 else ''} ({config.train.parallel})"
+    )
+    return Job(
+        module=build_model(config, len(classes)),
+        mesh=mesh,
+        schedule=optimizer.make_optimizer(total_steps=config.train.steps, **config.optimizer)[1],
+        train_step=parallel.pmap_step(train_step, mesh.devices.ravel()) if pmap else parallel.jit_step(train_step, mesh),
+        initial=initial,
+        parameters=parameters,
+        summary=summary,
+    )
