@@ -1,0 +1,127 @@
+"""Optimizers and learning-rate schedules: optax parts in the order and with the meaning they have in PyTorch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from segjax.types import Array, InputError, PyTree
+
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("poly", "cosine", "constant")
+Schedule = Callable[[Any], Array]
+
+
+def make_optimizer(
+    *,
+    name: str,
+    learning_rate: float,
+    schedule: str = "poly",
+    power: float = 0.9,
+    total_steps: int,
+    warmup_steps: int = 0,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    decay_norm_and_bias: bool = False,
+    clip_norm: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """The optimizer of a run and its schedule.
+
+    sgd:   g <- g + wd w; v <- momentum v + g; w <- w - lr (v, or g + momentum v with nesterov)      (coupled decay)
+    adamw: w <- w - lr (m / (sqrt(v) + eps) + wd w), m and v bias-corrected                        (decoupled decay)
+
+    Gradients are clipped to the global norm ``clip_norm`` before either.
+
+    Args:
+      name: one of OPTIMIZERS.
+      learning_rate: the peak, reached at the end of the warm-up.
+      schedule, power, total_steps, warmup_steps: see ``make_schedule``.
+      momentum, nesterov: of sgd.
+      weight_decay: wd, per step.
+      decay_norm_and_bias: False leaves biases and normalisation scales (every leaf with fewer than two axes, or
+        named "bias" or "scale") undecayed.
+      clip_norm: 0: off.
+      b1, b2, eps: of adamw.
+    Returns:
+      (optax transformation, schedule: step -> learning rate).
+    Raises:
+      InputError: unknown name or schedule (the known ones are listed), or a number out of range.
+    Source: torch.optim.SGD, torch.optim.AdamW; Loshchilov & Hutter 2019, algorithm 2.
+    """
+    if name not in OPTIMIZERS:
+        raise InputError(f"optimizer {name!r} is unknown; known: {', '.join(OPTIMIZERS)}")
+    for label, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm), ("momentum", momentum)):
+        if value < 0:
+            raise InputError(f"{label} is {value}, expected 0 (off) or more")
+    rate = make_schedule(
+        schedule, learning_rate=learning_rate, power=power, total_steps=total_steps, warmup_steps=warmup_steps
+    )
+    mask = None if decay_norm_and_bias else decays
+    decay = [optax.add_decayed_weights(weight_decay, mask)] if weight_decay else []
+    if name == "sgd":
+        rule = [*decay, optax.trace(momentum, nesterov)] if momentum else decay
+    else:
+        rule = [optax.scale_by_adam(b1, b2, eps), *decay]
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    return optax.chain(*clip, *rule, optax.scale_by_learning_rate(rate)), rate
+
+
+def make_schedule(
+    name: str, *, learning_rate: float, power: float = 0.9, total_steps: int, warmup_steps: int = 0
+) -> Schedule:
+    """Learning rate of step t = 0, 1, ... total_steps - 1, t counting the updates done before it (torch's LambdaLR).
+
+    t < warmup_steps:  learning_rate (t + 1) / warmup_steps
+    after, "poly":     learning_rate (1 - t / total_steps) ** power
+           "cosine":   learning_rate (1 + cos(pi t / total_steps)) / 2
+           "constant": learning_rate
+
+    t runs over the whole run, so the decay goes on where it would be without a warm-up; from total_steps on it is 0
+    (but for "constant").
+
+    Args:
+      name: one of SCHEDULES.
+      learning_rate: peak, above 0.
+      power: exponent of poly.
+      total_steps: T, at least 1.
+      warmup_steps: 0: none.
+    Returns:
+      schedule(step: int or i32 array) -> f32 learning rate; may be traced.
+    Raises:
+      InputError: unknown name, or a number out of range.
+    Source: poly: Liu, Rabinovich & Berg 2015 (ParseNet); Chen et al. 2017 (DeepLab v2), section 4.1.
+    """
+    if name not in SCHEDULES:
+        raise InputError(f"schedule {name!r} is unknown; known: {', '.join(SCHEDULES)}")
+    if not learning_rate > 0:
+        raise InputError(f"learning_rate is {learning_rate}, expected a number above 0")
+    if total_steps < 1 or warmup_steps < 0:
+        raise InputError(f"total_steps is {total_steps} and warmup_steps {warmup_steps}, expected >= 1 and >= 0")
+
+    def schedule(step: int | Array) -> Array:
+        done = jnp.asarray(step, jnp.float32)
+        left = jnp.clip(1.0 - done / total_steps, 0.0, 1.0)
+        decayed = {
+            "poly": lambda: left**power,
+            "cosine": lambda: 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - left))),
+            "constant": lambda: jnp.ones_like(left),
+        }[name]()
+        warm = (done + 1.0) / max(warmup_steps, 1)
+        return learning_rate * jnp.where(done < warmup_steps, warm, decayed)
+
+    return schedule
+
+
+def decays(params: PyTree) -> PyTree:
+    """True for the leaves that weight decay applies to: two axes or more, and not named "bias" or "scale"."""
+
+    def applies(path: tuple, leaf: Array) -> bool:
+        return leaf.ndim >= 2 and str(getattr(path[-1], "key", path[-1])) not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(applies, params)
