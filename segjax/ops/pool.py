@@ -98,8 +98,9 @@ def _pool_pads(size, window, stride, padding, dilation, ceil_mode) -> tuple[tupl
     return tuple(pads)
 
 
-def _lowest(dtype: np.dtype) -> Array:
-    return jnp.array(-jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min, dtype)
+def _lowest(dtype: np.dtype) -> np.generic:
+    """What the maximum starts from: a constant, since XLA knows the gradient of no other initial value."""
+    return np.array(-np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min, dtype)
 
 
 def _taps(x, window, stride, pads, dilation):
@@ -109,7 +110,8 @@ def _taps(x, window, stride, pads, dilation):
     for u in range(window[0]):
         for v in range(window[1]):
             start = (0, u * dilation[0], v * dilation[1], 0)
-            limit = (x.shape[0], *(a + (m - 1) * s + 1 for a, m, s in zip(start[1:3], out, stride, strict=True)), x.shape[3])
+            ends = (a + (m - 1) * s + 1 for a, m, s in zip(start[1:3], out, stride, strict=True))
+            limit = (x.shape[0], *ends, x.shape[3])
             yield (u, v), jax.lax.slice(padded, start, limit, (1, *stride, 1))
 
 
