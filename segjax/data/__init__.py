@@ -1,8 +1,8 @@
 """Datasets by file name: ``segjax/data/<name>.py`` with a function ``make(*, split, **options)`` is the set `name`.
 
-A dataset has ``num_classes, class_names, palette u8[K, 3], ignore_label, classes, name, split, __len__, describe(i)`` and
-``__getitem__(i) -> {"image": u8[H, W, 3], "label": u8|i32[H, W]}``; it can be pickled and read from several threads. A bad
-record raises ``InputError`` naming the file. ``label_size(i) -> (H, W)`` without decoding is optional.
+A dataset has ``num_classes, class_names, palette u8[K, 3], ignore_label, classes, name, split, __len__, describe(i)``
+and ``__getitem__(i) -> {"image": u8[H, W, 3], "label": u8|i32[H, W]}``; it can be pickled and read from many threads.
+A bad record raises ``InputError`` naming the file. ``label_size(i) -> (H, W)`` without decoding is optional.
 """
 
 import difflib

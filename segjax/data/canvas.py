@@ -67,7 +67,7 @@ def fit_label(label: HostArray, size: tuple[int, int], fit: str, ignore_label: i
 
 
 def nearest(out_size: int, in_size: int) -> HostArray:
-    """Returns i64[out_size]: the source index of each target index, by pixel centres (torch's nearest-exact, PIL's NEAREST)."""
+    """Returns i64[out_size]: the source of each target index, by pixel centres (PIL's NEAREST)."""
     return ((2 * np.arange(out_size) + 1) * in_size) // (2 * out_size)
 
 

@@ -1,11 +1,12 @@
 """Anyone's folder of images and label files, matched by name under one glob pattern each.
 
-    ROOT/train/0001.jpg   ROOT/trainannot/0001.png   ROOT/classes.json        the default patterns: {split}/*, {split}annot/*
+    ROOT/train/0001.jpg   ROOT/trainannot/0001.png   ROOT/classes.json     default patterns: {split}/*, {split}annot/*
 
 An image and a label belong together when the wildcards of their patterns matched the same text (file suffix aside), so
 ``images="{split}/*"`` pairs by stem, and ``images="leftImg8bit/{split}/*/*_leftImg8bit.png"`` with
-``labels="gtFine/{split}/*/*_gtFine_labelIds.png"`` pairs Cityscapes. Splits whose folders follow no rule are written one by one:
-``images="train=a/*.jpg;val=b/*.jpg"``. A split that is a list of stems (PASCAL VOC) is named by ``lists="sets/{split}.txt"``.
+``labels="gtFine/{split}/*/*_gtFine_labelIds.png"`` pairs Cityscapes. Splits whose folders follow no rule are written
+one by one: ``images="train=a/*.jpg;val=b/*.jpg"``. A split that is a list of stems (PASCAL VOC) is named by
+``lists="sets/{split}.txt"``.
 """
 
 import glob
@@ -63,7 +64,7 @@ class Folder:
           ignore_label. The arrays are read-only.
 
         Raises:
-          InputError: an unreadable file, unlike sizes, an id out of range (file, id, row and column of the first pixel).
+          InputError: an unreadable file, unlike sizes, an id out of range (file, id, row and column of the pixel).
         """
         _, image_path, label_path = self.pairs[i]
         image = image_files.read_image(image_path)
@@ -94,11 +95,11 @@ def make(
       split: the split's name, put in place of ``{split}``.
       root: the set's folder, or its parent.
       folder: the set's folder inside `root`; where ``root/folder`` is absent, `root` itself is the set's folder.
-      images: glob pattern of the image files below the set's folder (``**`` allowed), or ``split=pattern;split=pattern``.
+      images: glob pattern of the images below the set's folder (``**`` allowed), or ``split=pattern;split=pattern``.
       labels: the same for the label files.
       classes: the file of names, colours and ignore label (`metadata`), below the set's folder.
-      lists: where given, a text file with one matched name a line (usually the stem): the split is these, in this order.
-      train_split: where there is neither a classes file nor `fallback`, the classes are the ids found in this split's labels.
+      lists: where given, a text file with one matched name (usually the stem) a line: the split is these, in order.
+      train_split: with neither a classes file nor `fallback`, the classes are the ids found in this split's labels.
       fallback: the classes where the set has no classes file.
 
     Returns:
@@ -142,8 +143,9 @@ def scan(paths: Iterable[str]) -> Classes:
     if len(used) < 2 or max(used) > DEFAULT_IGNORE_LABEL or min(used) < 0:
         shown = ", ".join(map(str, ids[:20]))
         raise InputError(
-            f"the labels hold the ids {shown}: the classes cannot be told from them ({DEFAULT_IGNORE_LABEL} counts as ignored). "
-            'Write a classes.json beside the splits, for a mask of 0 and 255 {"classes": ["background", "object"], "ids": [0, 255]}'
+            f"the labels hold the ids {shown}: the classes cannot be told from them ({DEFAULT_IGNORE_LABEL} counts as "
+            "ignored). Write a classes.json beside the splits, for a mask of 0 and 255 "
+            '{"classes": ["background", "object"], "ids": [0, 255]}'
         )
     return Classes(tuple(f"class {i}" for i in range(max(used) + 1)))
 

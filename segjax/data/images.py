@@ -1,8 +1,9 @@
 """Image and label files as arrays: every picture becomes u8[H, W, 3], every label file its pixel values.
 
-Pictures: grey, palette, RGBA (alpha is dropped: the colours count as stored), CMYK and YCbCr become RGB; 16-bit grey is taken
-to span 0 .. 65535. The EXIF orientation is applied, as every viewer does: a label drawn on the picture as seen then fits. Label
-files are read as stored: palette files give indices, grey files (1, 8, 16 or 32 bit) values, RGB files colours.
+Pictures: grey, palette, RGBA (alpha is dropped: the colours count as stored), CMYK and YCbCr become RGB; 16-bit grey is
+taken to span 0 .. 65535. The EXIF orientation is applied, as every viewer does: a label drawn on the picture as seen
+then fits. Label files give what is stored: palette files indices, grey files (1, 8, 16 or 32 bit) values, RGB files
+colours.
 """
 
 import pathlib

@@ -64,9 +64,9 @@ def _from_colors(label: HostArray, classes: Classes, path: str) -> HostArray:
     if wrong.any():
         row, column = map(int, np.unravel_index(int(np.argmax(wrong)), wrong.shape))
         raise InputError(
-            f"{path}: an RGB label, and the colour {tuple(map(int, label[row, column]))} of pixel (row {row}, column {column}) "
-            f"is none of the {len(classes)} class colours ({int(wrong.sum())} such pixels): complete colors or ignore_colors "
-            "in classes.json, or store the ids as a grey or palette PNG"
+            f"{path}: an RGB label whose colour {tuple(map(int, label[row, column]))} at (row {row}, column {column}) "
+            f"is none of the {len(classes)} class colours ({int(wrong.sum())} such pixels): complete colors or "
+            "ignore_colors in classes.json, or store the ids as a grey or palette PNG"
         )
     return ids[first][position].astype(np.uint8 if ids.max() <= 255 else np.int32)
 
@@ -80,6 +80,7 @@ def _out_of_range(label: HostArray, wrong: HostArray, classes: Classes, path: st
     row, column = map(int, np.unravel_index(int(np.argmax(wrong)), wrong.shape))
     legal = f"0 .. {len(classes) - 1}" if classes.ids is None else ", ".join(map(str, classes.ids))
     return InputError(
-        f"{path}: label id {int(label[row, column])} at (row {row}, column {column}) is out of range: the {len(classes)} classes "
-        f"are {legal} and {classes.ignore_label} is ignored ({int(wrong.sum())} pixels of this file are out of range)"
+        f"{path}: label id {int(label[row, column])} at (row {row}, column {column}) is out of range: the "
+        f"{len(classes)} classes are {legal}, {classes.ignore_label} is ignored "
+        f"({int(wrong.sum())} pixels of this file are out of range)"
     )

@@ -1,10 +1,12 @@
-"""What a set's class ids mean: names, colours, the label that is ignored; read from and written to ``classes.json``.
+"""What a set's class ids mean: names, colours, the ignored label; read from and written to ``classes.json``.
 
-{"classes": ["road", "car"],                 required: the name of class 0, 1, ...
- "colors": [[128, 64, 128], [64, 0, 128]],   optional: R, G, B of each class (default: the colour map of PASCAL VOC)
- "ignore_label": 255,                        optional: the id that counts nowhere (default 255)
- "ids": [0, 255],                            optional: the pixel value of each class in the label files (default 0, 1, ...)
- "ignore_colors": [[0, 0, 0]]}               optional: colours of RGB label files that mean "ignored"
+| key | value |
+|---|---|
+| classes | names of class 0, 1, ...; the one required key |
+| colors | [R, G, B] of each class; default the colour map of PASCAL VOC. One more, at place ignore_label, may follow |
+| ignore_label | the id that counts nowhere; default 255 |
+| ids | the pixel value of each class in the label files, [0, 255] for a mask; default 0, 1, ... |
+| ignore_colors | [[R, G, B], ...] that mean "ignored" in RGB label files |
 """
 
 import dataclasses
@@ -55,7 +57,8 @@ class Classes:
         ids = None if self.ids is None else tuple(int(i) for i in self.ids)
         if ids is not None and (len(ids) != len(names) or len(set(ids)) != len(ids) or min(ids) < 0):
             raise InputError(f"ids must be one different pixel value >= 0 per class ({len(names)} classes), got {ids}")
-        for field, value in zip(("names", "palette", "ids", "ignore_colors"), (names, palette, ids, tuple(ignored))):
+        checked = {"names": names, "palette": palette, "ids": ids, "ignore_colors": tuple(dict.fromkeys(ignored))}
+        for field, value in checked.items():
             object.__setattr__(self, field, value)
 
     def __len__(self) -> int:

@@ -1,14 +1,17 @@
 """From a dataset to batches: the same sequence for any number of processes, workers and restarts.
 
-The order of a run is one endless sequence of examples: epoch after epoch, each a permutation drawn from (seed, epoch). Batch s of the
-run is its positions s*B .. s*B + B-1, so that it depends on (seed, s) alone; process p of n builds rows p*B/n .. of every batch.
-A restart names the step and nothing else. Batches are made before they are handed to threads or processes, never after.
+The order of a run is one endless sequence of examples: epoch after epoch, each a permutation drawn from (seed, epoch).
+Batch s of the run is its positions s*B .. s*B + B-1, so that it depends on (seed, s) alone; process p of n builds rows
+p*B/n .. of every batch. A restart names the step and nothing else. Batching comes before threads or processes, never
+after: what these hand out is then whole batches in order, whatever their number.
 """
 
 import os
+import pathlib
+import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -78,14 +81,14 @@ def train_batches(
     Args:
       dataset: see `segjax.data`.
       size: (H, W) of the canvas.
-      fit: "stretch", "pad" or "crop" (`canvas`); "crop" takes a window of a larger picture, drawn from (seed, position).
+      fit: "stretch", "pad" or "crop" (`canvas`); "crop" takes a window of larger pictures, drawn from (seed, position).
       batch_size: rows of the global batch; a multiple of `process_count`.
       seed: of the order; 0 .. 2^32 - 1.
       start_step: the number of the first batch.
       num_steps: the run's length: the last batch is number num_steps - 1; None: endless.
       process_index, process_count: which rows of each global batch are wanted.
       workers: threads or processes that read ahead; 0 reads in the caller's thread.
-      worker_mode: "threads" or "processes" (these import the main module: guard it by ``if __name__ == "__main__"``).
+      worker_mode: "threads" or "processes" (which import the main module: guard it by ``if __name__ == "__main__"``).
       cache: keep the fitted examples in memory; it belongs to `dataset` and is shared by calls of one size and fit.
         Worker processes keep one each.
 
@@ -93,15 +96,13 @@ def train_batches(
       An iterator of {"image": u8[B/n, H, W, 3], "label": i32[B/n, H, W], "valid": bool[B/n]}; close it.
 
     Raises:
-      InputError: an empty set, a batch that does not split over the processes; while iterating: what the dataset raises.
+      InputError: an empty set, a batch that does not split over the processes; later on what the dataset raises.
       ValueError: an unknown `fit` or `worker_mode`, negative counts.
     """
     size = _check(dataset, size, fit, batch_size, process_index, process_count, workers, worker_mode)
     if start_step < 0:
         raise ValueError(f"start_step={start_step}: expected 0 or more")
-    source = _Fitted(
-        dataset, size, fit, native_label=False, store=_store(dataset, (size, fit, False)) if cache else None
-    )
+    source = _fitted(dataset, size, fit, native_label=False, cache=cache)
     order = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if fit == "crop":
         order = order.random_map(_Window(size))
@@ -130,8 +131,8 @@ def eval_batches(
     ceil(N / batch_size) batches, and batches of one number have one shape on all processes.
 
     Args:
-      dataset, size, fit, batch_size, process_index, process_count, workers, worker_mode, cache: as `train_batches`; under
-        "crop" a picture larger than the canvas is an error, for a part of it would not be counted.
+      dataset, size, fit, batch_size, process_index, process_count, workers, worker_mode, cache: as `train_batches`; but
+        under "crop" a picture larger than the canvas is an error, for a part of it would not be counted.
       pad_native_to: rows and columns of the batch's labels are the largest of the batch, rounded up to this multiple.
 
     Returns:
@@ -145,7 +146,7 @@ def eval_batches(
     size = _check(dataset, size, fit, batch_size, process_index, process_count, workers, worker_mode)
     if pad_native_to < 1:
         raise ValueError(f"pad_native_to={pad_native_to}: expected 1 or more")
-    source = _Fitted(dataset, size, fit, native_label=True, store=_store(dataset, (size, fit, True)) if cache else None)
+    source = _fitted(dataset, size, fit, native_label=True, cache=cache)
     rows = _EvalRows(source, batch_size, process_index, process_count, pad_native_to)
     return Batches(_start(grain.MapDataset.source(rows), workers, worker_mode))
 
@@ -175,8 +176,7 @@ def verify(
     """
     source: Any = dataset
     if size is not None:
-        store = _store(dataset, (tuple(size), fit, native_label)) if cache else None
-        source = _Fitted(dataset, tuple(size), fit, native_label=native_label, store=store)
+        source = _fitted(dataset, tuple(size), fit, native_label=native_label, cache=cache)
     stop = threading.Event()
 
     def read(i: int) -> None:
@@ -207,10 +207,10 @@ class _Store:
     def put(self, i: int, example: Mapping[str, HostArray]) -> None:
         if not self.examples:
             need, free = sum(a.nbytes for a in example.values()) * self.length, _free_memory()
-            if need > free:
+            if free is not None and need > free:
                 raise InputError(
-                    f"data.cache=True needs about {need / 2**30:.1f} GiB for {self.length} examples and {free / 2**30:.1f} GiB "
-                    "are free: set data.cache=False"
+                    f"data.cache=True needs about {need / 2**30:.1f} GiB for {self.length} examples, and "
+                    f"{free / 2**30:.1f} GiB are free: set data.cache=False"
                 )
         self.examples[i] = example
 
@@ -238,15 +238,12 @@ class _Fitted:
             return self.store.examples[i]
         read = self.dataset[i]
         image, label = read[IMAGE], read[LABEL]
-        if (
-            self.native_label
-            and self.fit == "crop"
-            and (image.shape[0] > self.size[0] or image.shape[1] > self.size[1])
-        ):
+        larger = image.shape[0] > self.size[0] or image.shape[1] > self.size[1]
+        if self.native_label and self.fit == "crop" and larger:
             raise InputError(
                 f"{self.dataset.describe(i)} is {image.shape[1]}x{image.shape[0]}, larger than the canvas "
-                f"{self.size[1]}x{self.size[0]} (width x height): evaluation under data.fit=crop would leave a part out. "
-                "Use a larger data.size, or data.fit=pad or stretch"
+                f"{self.size[1]}x{self.size[0]} (width x height): evaluation under data.fit=crop would leave "
+                "a part out. Use a larger data.size, or data.fit=pad or stretch"
             )
         example = {IMAGE: canvas.fit_image(image, self.size, self.fit), LABEL: label}
         if self.native_label:
@@ -341,15 +338,22 @@ def _start(batches: grain.MapDataset, workers: int, worker_mode: str) -> Any:
 _STORES: dict[int, dict[Any, _Store]] = {}  # by id of the dataset; emptied when the dataset goes
 
 
-def _store(dataset: Any, key: tuple[Any, ...]) -> _Store:
-    if id(dataset) not in _STORES:
-        _STORES[id(dataset)] = {}
-        weakref.finalize(dataset, _STORES.pop, id(dataset), None)
-    return _STORES[id(dataset)].setdefault(key, _Store(len(dataset)))
+def _fitted(dataset: Any, size: tuple[int, int], fit: str, *, native_label: bool, cache: bool) -> _Fitted:
+    """Returns the set on its canvas, with the store that every call of these options shares."""
+    store = None
+    if cache:
+        if id(dataset) not in _STORES:
+            _STORES[id(dataset)] = {}
+            weakref.finalize(dataset, _STORES.pop, id(dataset), None)
+        store = _STORES[id(dataset)].setdefault((size, fit, native_label), _Store(len(dataset)))
+    return _Fitted(dataset, size, fit, native_label=native_label, store=store)
 
 
-def _free_memory() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _free_memory() -> int | None:
+    """Returns the bytes that can be had without swapping; None where the system does not tell (only Linux does)."""
+    table = pathlib.Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s*(\d+) kB", table.read_text()) if table.exists() else None
+    return int(found[1]) * 1024 if found else None
 
 
 def _check(
