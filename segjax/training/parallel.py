@@ -103,6 +103,8 @@ def jit_step(step: Step, mesh: Mesh) -> Step:
 def pmap_step(step: Step, devices: Sequence[jax.Device] | None = None) -> Step:
     """The step under pmap, called like that of ``jit_step``: no array has an axis of devices.
 
+    The state is donated as there: one from elsewhere is copied first, one that this function returned is used up.
+
     Args:
       step: of ``make_train_step`` with axis_name=DATA_AXIS, its model built with the same.
       devices: those of this run, default all.
@@ -113,17 +115,24 @@ def pmap_step(step: Step, devices: Sequence[jax.Device] | None = None) -> Step:
     """
     devices = jax.devices() if devices is None else list(devices)
     local = sum(device.process_index == jax.process_index() for device in devices)
-    mapped = jax.pmap(step, axis_name=DATA_AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
+    mapped = jax.pmap(step, DATA_AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0)
+    returned = None  # where pmap leaves its states: only those are ours to donate
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def split(value: object) -> np.ndarray:
-            value = np.asarray(value)
-            _check_rows(value.shape[0], local)
-            return value.reshape(local, value.shape[0] // local, *value.shape[1:])
-
-        return mapped(state, {name: split(value) for name, value in batch.items()})
+        nonlocal returned
+        if getattr(state.step, "sharding", None) != returned:
+            state = jax.tree.map(np.array, state)
+        state, metrics = mapped(state, {name: _split(value, local) for name, value in batch.items()})
+        returned = state.step.sharding
+        return state, metrics
 
     return run
+
+
+def _split(value: object, devices: int) -> np.ndarray:
+    value = np.asarray(value)
+    _check_rows(value.shape[0], devices)
+    return value.reshape(devices, value.shape[0] // devices, *value.shape[1:])
 
 
 def _check_rows(rows: int, devices: int) -> None:

@@ -1,0 +1,219 @@
+"""Augmentation on the device: pure functions of (key, batch, global example index), the last step before the model.
+
+An example's image and label are moved by one axis-aligned affine map (zoom, crop, flip). Output pixel centre
+(i + 0.5, j + 0.5) of an [h, w] crop lies in the [H, W] input at
+
+    y = (i + 0.5 + y0) / s          y0 = u_y (s H - h)
+    x = (j' + 0.5 + x0) / s         x0 = u_x (s W - w)        j' = w - 1 - j where flipped, else j
+
+with s uniform in ``scale`` and u uniform in [0, 1): a crop anywhere inside the zoomed input, or, along an axis on
+which that is smaller than the crop, the whole input placed anywhere inside it. The image is read bilinearly, the
+label (and the weight map) at the nearest pixel. What lies outside is the mean colour and the ignore label.
+
+Such a map is separable. The image is moved by two small interpolation matrices (matrix products, no gather), the
+label by one list of rows and one of columns; flips alone are a reversal; with nothing to do nothing is done.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from segjax.types import IMAGE, LABEL, WEIGHT, Array, Batch
+
+Augment = Callable[[Array, Batch, Array], Batch]
+
+# Which of an example's uniform numbers is for what: switching one option on changes no other draw.
+_FLIP, _SCALE, _Y, _X, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _DRAWS = range(9)
+_GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, to the digits torchvision uses
+
+
+def make_augment(
+    *,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    ignore_label: int,
+    scale: tuple[float, float] = (1.0, 1.0),
+    flip: float = 0.5,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+) -> Augment:
+    """The augmentation of a training batch: zoom, crop, flip, colour, normalisation, in this order.
+
+    Colour changes have torchvision's definitions and ranges, in the fixed order brightness, contrast, saturation,
+    hue (torchvision shuffles it); contrast's mean grey is that of the pixels inside the input.
+
+    Args:
+      size: (h, w) of the output, pixels; smaller than the input: a random crop.
+      mean, std: per channel, of images in [0, 1].
+      ignore_label: label of pixels outside the input.
+      scale: (low, high) of the zoom s, 0 < low <= high; DeepLab's is (0.5, 2).
+      flip: probability of a horizontal flip.
+      brightness, contrast, saturation: b >= 0, factors uniform in [max(0, 1 - b), 1 + b].
+      hue: h in [0, 0.5], shift uniform in [-h, h] of a full turn.
+    Returns:
+      augment(key, batch, index): batch with "image" u8[B, H, W, 3] -> f32[B, h, w, 3] normalised, "label" and
+      "weight" [B, H, W] -> [B, h, w]; index i32[B], the examples' positions in the global batch. Example i draws from
+      fold_in(key, index[i]) alone. Other keys pass.
+    Raises:
+      ValueError: an option out of range.
+    Source: Chen et al. 2018 (DeepLabV3+), section 4 (scale 0.5-2, flip, crop); torchvision.transforms.ColorJitter.
+    """
+    factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    _check(size, scale, flip, factors, hue)
+
+    def augment(key: Array, batch: Batch, index: Array) -> Batch:
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        draws = jax.vmap(lambda k: jax.random.uniform(k, (_DRAWS,)))(keys)
+        moved, inside = _move(batch, draws, size, scale, flip, ignore_label)
+        image = moved[IMAGE]
+        if any(factors.values()) or hue:
+            image = jax.vmap(lambda x, u, m: _jitter(x / 255.0, u, m, factors, hue))(image, draws, inside) * 255.0
+        image = jnp.where(inside[..., None], _normalised(image, mean, std), 0.0)
+        return {**batch, **moved, IMAGE: image}
+
+    return augment
+
+
+def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> dict[str, Array]:
+    """The batch with its image as (image / 255 - mean) / std, float32: all that evaluation does to an image.
+
+    Args:
+      batch: "image" u8[B, H, W, 3].
+      mean, std: per channel, of images in [0, 1].
+    Returns:
+      The batch with "image" f32[B, H, W, 3].
+    """
+    return {**batch, IMAGE: _normalised(jnp.asarray(batch[IMAGE]).astype(jnp.float32), mean, std)}
+
+
+def _normalised(image: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+    # One multiply and one add per value: image a + b.
+    std = jnp.asarray(std, jnp.float32)
+    factor, offset = 1.0 / (255.0 * std), -jnp.asarray(mean, jnp.float32) / std
+    shape = (1,) * (image.ndim - 1) + (-1,)
+    return image * factor.reshape(shape) + offset.reshape(shape)
+
+
+def _move(
+    batch: Batch, draws: Array, size: tuple[int, int], scale: tuple[float, float], flip: float, ignore_label: int
+) -> tuple[dict[str, Array], Array]:
+    """Image f32 in [0, 255], label and weight moved; and bool[B, h, w], where the output lies inside the input."""
+    outside = {IMAGE: 0, LABEL: ignore_label, WEIGHT: 0}
+    moved = {name: jnp.asarray(batch[name]) for name in outside if name in batch}
+    height, width = moved[IMAGE].shape[1:3]
+    flipped = draws[:, _FLIP] < flip
+    if tuple(scale) == (1.0, 1.0) and (height, width) == tuple(size):
+        if flip:
+            moved = {name: _where(flipped, x[:, :, ::-1], x) for name, x in moved.items()}
+        inside = jnp.ones((draws.shape[0], *size), bool)
+        return {**moved, IMAGE: moved[IMAGE].astype(jnp.float32)}, inside
+    zoom = scale[0] + draws[:, _SCALE] * (scale[1] - scale[0])
+    y, in_y = jax.vmap(lambda s, u: _centres(size[0], height, s, u))(zoom, draws[:, _Y])
+    x, in_x = jax.vmap(lambda s, u: _centres(size[1], width, s, u))(zoom, draws[:, _X])
+    x, in_x = (_where(flipped, a[:, ::-1], a) for a in (x, in_x))
+    inside = in_y[:, :, None] & in_x[:, None, :]
+    for name in moved:
+        if name == IMAGE:
+            moved[name] = jax.vmap(_bilinear)(moved[name].astype(jnp.float32), y, x)
+        else:
+            near = jax.vmap(_nearest)(moved[name], y, x)
+            moved[name] = jnp.where(inside, near, jnp.asarray(outside[name], near.dtype))
+    return moved, inside
+
+
+def _centres(out_size: int, in_size: int, scale: Array, draw: Array) -> tuple[Array, Array]:
+    """Where output pixel centres lie in the input along one axis, f32[out] from its edge; which are inside."""
+    start = draw * (scale * in_size - out_size)
+    # Without a zoom the crop starts on a whole pixel: it copies, it does not blur.
+    start = jnp.where(scale == 1.0, jnp.round(start), start)
+    at = (jnp.arange(out_size, dtype=jnp.float32) + 0.5 + start) / scale
+    return at, (at >= 0.0) & (at < in_size)
+
+
+def _bilinear(image: Array, y: Array, x: Array) -> Array:
+    """image [H, W, C] at the points (y_i, x_j), edge pixels continued: [h, w, C]."""
+    rows, columns = _tent(y, image.shape[0]), _tent(x, image.shape[1])
+    # Full float32: a GPU's default precision for products would round pixel values to 10 bits.
+    exact = jax.lax.Precision.HIGHEST
+    tall = jnp.einsum("yh,hwc->ywc", rows, image, precision=exact)
+    return jnp.einsum("xw,ywc->yxc", columns, tall, precision=exact)
+
+
+def _tent(at: Array, size: int) -> Array:
+    """Bilinear weights f32[len(at), size] of pixels with centres k + 0.5, points clamped to the outermost centres."""
+    at = jnp.clip(at, 0.5, size - 0.5)
+    centres = jnp.arange(size, dtype=jnp.float32) + 0.5
+    return jnp.maximum(0.0, 1.0 - jnp.abs(at[:, None] - centres[None, :]))
+
+
+def _nearest(plane: Array, y: Array, x: Array) -> Array:
+    """plane [H, W] at the pixels the points (y_i, x_j) lie in: [h, w]."""
+    rows, columns = (jnp.clip(at.astype(jnp.int32), 0, n - 1) for at, n in zip((y, x), plane.shape, strict=True))
+    return jnp.take(jnp.take(plane, rows, axis=0, mode="clip"), columns, axis=1, mode="clip")
+
+
+def _jitter(image: Array, draw: Array, inside: Array, factors: dict[str, float], hue: float) -> Array:
+    """Colours of one image f32[h, w, 3] in [0, 1] changed by torchvision's rules; inside bool[h, w]."""
+
+    def factor(name: str, which: int) -> Array:
+        low, high = max(0.0, 1.0 - factors[name]), 1.0 + factors[name]
+        return low + draw[which] * (high - low)
+
+    if factors["brightness"]:
+        image = jnp.clip(image * factor("brightness", _BRIGHTNESS), 0.0, 1.0)
+    if factors["contrast"]:
+        mean = jnp.where(inside, _grey(image), 0.0).sum() / jnp.maximum(inside.sum(), 1)
+        image = _blend(image, mean, factor("contrast", _CONTRAST))
+    if factors["saturation"]:
+        image = _blend(image, _grey(image)[..., None], factor("saturation", _SATURATION))
+    return _shift_hue(image, (2.0 * draw[_HUE] - 1.0) * hue) if hue else image
+
+
+def _grey(image: Array) -> Array:
+    return sum(weight * image[..., c] for c, weight in enumerate(_GREY))
+
+
+def _blend(image: Array, other: Array, factor: Array) -> Array:
+    return jnp.clip(factor * image + (1.0 - factor) * other, 0.0, 1.0)
+
+
+def _shift_hue(image: Array, shift: Array) -> Array:
+    """image f32[..., 3] in [0, 1] with its HSV hue moved by ``shift`` turns.
+
+    Without going through H: a channel of hue h, value v and chroma c is v - c clip(min(k, 4 - k), 0, 1) with
+    k = (n + 6 h) mod 6, n = 5, 3, 1 for red, green, blue.
+    Source: https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative.
+    """
+    red, green, blue = (image[..., c] for c in range(3))
+    value, low = image.max(axis=-1), image.min(axis=-1)
+    chroma = value - low
+    safe = jnp.where(chroma > 0.0, chroma, 1.0)
+    sixth = jnp.where(value == red, (green - blue) / safe, jnp.where(value == green, (blue - red) / safe + 2.0,
+                                                                     (red - green) / safe + 4.0))  # fmt: skip
+    k = [jnp.mod(n + sixth + 6.0 * shift, 6.0) for n in (5.0, 3.0, 1.0)]
+    return jnp.stack([value - chroma * jnp.clip(jnp.minimum(part, 4.0 - part), 0.0, 1.0) for part in k], axis=-1)
+
+
+def _where(condition: Array, a: Array, b: Array) -> Array:
+    """a where condition[i], else b, by the first axis."""
+    return jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+
+def _check(
+    size: tuple[int, int], scale: tuple[float, float], flip: float, factors: dict[str, float], hue: float
+) -> None:
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size is {size}, expected (height, width) in pixels")
+    if len(scale) != 2 or not 0.0 < scale[0] <= scale[1]:
+        raise ValueError(f"scale is {scale}, expected (low, high) with 0 < low <= high")
+    if not 0.0 <= flip <= 1.0:
+        raise ValueError(f"flip is {flip}, expected a probability")
+    for name, value in factors.items():
+        if value < 0.0:
+            raise ValueError(f"{name} is {value}, expected 0 (off) or more")
+    if not 0.0 <= hue <= 0.5:
+        raise ValueError(f"hue is {hue}, expected a number in [0, 0.5]")
