@@ -56,7 +56,7 @@ def loss(
         pixel = jax.lax.stop_gradient(jnp.asarray(batch[WEIGHT]).astype(jnp.float32))
         counted &= pixel > 0
     label = jnp.where(counted, label, -1)
-    per_class = jnp.asarray(class_weights, jnp.float32) if class_weights else None
+    per_class = jnp.asarray(class_weights, jnp.float32) if class_weights is not None and len(class_weights) else None
     total = _sum(logits, label, pixel, per_class, float(label_smoothing))
     if pixel is None and per_class is None:
         return {"cross_entropy": (total, counted.sum(dtype=jnp.int32).astype(jnp.float32))}  # exact past 2^24 pixels
@@ -143,7 +143,7 @@ def _label_weight(label: Array, pixel: Array | None, per_class: Array | None) ->
 def _check(logits: Array, label: Array, num_classes: int, class_weights: object, smoothing: float) -> None:
     if logits.shape != (*label.shape, num_classes):
         raise ValueError(f"logits have shape {logits.shape}, expected {(*label.shape, num_classes)}: label's, then K")
-    if class_weights and len(class_weights) != num_classes:
+    if class_weights is not None and len(class_weights) and len(class_weights) != num_classes:
         raise ValueError(f"class_weights has {len(class_weights)} values, expected one per class: {num_classes}")
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {smoothing}, expected a number in [0, 1]")
