@@ -1,0 +1,229 @@
+"""Linen modules that own parameters and call ops: convolution, batch norm, dropout, and the network every model is.
+
+Every layer computes in the dtype of its input and keeps its parameters in float32. Under ``pmap`` the layers that
+look at the whole batch (batch norm, dropout) need ``axis_name``; under ``jit`` they see the global batch anyway.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from segjax import ops
+from segjax.types import Array, InputError, Outputs, Variables
+
+# Kaiming He et al. 2015, fan-out, as torchvision initialises its backbones. The fan-out of a depthwise kernel is
+# counted as torch counts it, kh * kw * Cout: batch norm follows, so only the step size relative to it is at stake.
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def from_options(module: type[nn.Module], where: str, options: Mapping[str, Any]) -> nn.Module:
+    """Constructs a linen module from named options, lists turned into tuples.
+
+    Args:
+        module: the class; its dataclass fields are the legal options.
+        where: what is being built, for the message.
+        options: {option: value}; "name" is the name linen shall know the module by.
+    Returns:
+        the module.
+    Raises:
+        InputError: an option the module does not have; the message names the nearest one and lists all.
+    """
+    known = [field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name")]
+    for name in options:
+        if name not in (*known, "name"):
+            raise InputError(f"{where} has no option {name!r}{nearest(name, known)}; its options are {', '.join(known)}")
+    return module(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Returns " (did you mean 'x'?)" for the known name nearest to ``name``, or "" when none is near."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+class Network(nn.Module):
+    """A model: ``__call__(image, *, train=False, targets=None) -> outputs``, and an ``apply`` that is a pure function."""
+
+    @nn.nowrap
+    def init(self, rngs: Any, *args: Any, **linen: Any) -> Variables:
+        """Draws the variables: ``init(key, image) -> {"params", "batch_stats"}``; further keywords are linen's.
+
+        Compiled, so that the forward pass, which only the shapes are needed of, is never computed.
+        """
+        return super().init(rngs, *args, **linen) if linen else jax.jit(super().init)(rngs, *args)
+
+    @nn.nowrap
+    def apply(
+        self,
+        variables: Variables,
+        *args: Any,
+        train: bool = False,
+        targets: Mapping[str, Array] | None = None,
+        key: Array | None = None,
+        **linen: Any,
+    ) -> Outputs | tuple[Outputs, Variables]:
+        """Applies the model to an image: no state is kept anywhere.
+
+        Args:
+            variables: {"params", "batch_stats"}.
+            *args: image f32[B, H, W, C], normalised.
+            train: batch norm uses the batch's statistics, and dropout is on.
+            targets: the batch, for models that sample their proposals by it; others ignore it.
+            key: PRNG key of dropout, the same on every device.
+            **linen: ``mutable``, ``rngs``, ``method`` or ``capture_intermediates``; any of them makes this linen's
+                own ``apply``, with linen's own return value.
+        Returns:
+            train=False: outputs, {"logits": f32[B, H, W, K], ...}. train=True: (outputs, new batch_stats).
+        """
+        call = {name: value for name, value in (("train", train), ("targets", targets)) if value}
+        if linen:
+            return super().apply(variables, *args, **call, **linen)
+        if not train:
+            return super().apply(variables, *args, **call)
+        rngs = {} if key is None else {"dropout": key}
+        outputs, updates = super().apply(variables, *args, **call, rngs=rngs, mutable=["batch_stats"])
+        return outputs, updates.get("batch_stats", {})
+
+
+class Conv(nn.Module):
+    """A convolution with its kernel: ``ops.conv`` padded so that stride 1 keeps the size.
+
+    Attributes:
+        features: Cout.
+        size: the kernel's rows and columns, odd.
+        stride, dilation, groups: as in ``ops.conv``; output rows are ceil(H / stride).
+        bias: adds one number per output channel.
+        kernel_init: draws f32[size, size, Cin / groups, Cout].
+    """
+
+    features: int
+    size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = False
+    kernel_init: Callable[..., Array] = he_fan_out
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, H, W, Cin] to [B, ceil(H / stride), ceil(W / stride), Cout]."""
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
+        padding = self.dilation * (self.size // 2)
+        y = ops.conv(x, kernel, stride=self.stride, padding=padding, dilation=self.dilation, groups=self.groups)
+        if self.bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)[None, None, None]
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, with the statistics of the global batch.
+
+    Training: y = scale * (x - m) / sqrt(v + eps) + bias with the batch's mean m and biased variance v; the running
+    statistics move by r <- momentum * r + (1 - momentum) * new, where the variance's new value is the unbiased one,
+    v * n / (n - 1): both as PyTorch, whose momentum is 1 - ours. Evaluation: m and v are the running ones.
+
+    A channel with a single value in the whole batch (n = 1: image pooling at batch size 1) has no variance; it is
+    normalised by the running statistics, which stay as they are. PyTorch raises an error there.
+
+    Source: Ioffe & Szegedy 2015, algorithm 1, https://arxiv.org/abs/1502.03167.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Normalises x[..., C]; statistics are computed in float32 whatever the dtype of x."""
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        count = x.size // x.shape[-1]
+        if train and self.axis_name:
+            count *= jax.lax.axis_size(self.axis_name)
+        if not train or count == 1:
+            return ops.batch_norm_apply(x, scale, bias, mean.value, var.value, eps=self.epsilon)
+        y, new_mean, new_var = ops.batch_norm_train(x, scale, bias, eps=self.epsilon, axis_name=self.axis_name)
+        mean.value = self.momentum * mean.value + (1 - self.momentum) * new_mean
+        var.value = self.momentum * var.value + (1 - self.momentum) * (count / (count - 1)) * new_var
+        return y
+
+
+class Dropout(nn.Module):
+    """Sets each value to 0 with probability ``rate`` and divides the others by 1 - rate, while training.
+
+    Example i of the global batch draws from fold_in(key, i), so that the number of devices changes nothing.
+    """
+
+    rate: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps x[B, ...] to the same shape.
+
+        Raises:
+            ValueError: training without a key.
+        """
+        if not train or self.rate == 0:
+            return x
+        if not self.has_rng("dropout"):
+            raise ValueError(f"dropout at rate {self.rate} draws random numbers: apply(..., train=True, key=KEY)")
+        index = jnp.arange(x.shape[0])
+        if self.axis_name:
+            index += jax.lax.axis_index(self.axis_name) * x.shape[0]
+        key = self.make_rng("dropout")
+        keep = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), 1 - self.rate, x.shape[1:]))(index)
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch norm, activation (None: linear)."""
+
+    features: int
+    size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    activation: Callable[[Array], Array] | None = jax.nn.relu
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps [B, H, W, Cin] to [B, ceil(H / stride), ceil(W / stride), features]."""
+        x = Conv(self.features, self.size, self.stride, self.dilation, self.groups, name="conv")(x)
+        x = BatchNorm(axis_name=self.axis_name, name="norm")(x, train=train)
+        return x if self.activation is None else self.activation(x)
+
+
+class SeparableConvNorm(nn.Module):
+    """Depthwise convolution, then pointwise convolution, batch norm and ReLU.
+
+    ``depthwise_norm`` puts batch norm and ReLU between the two as well, as the TensorFlow DeepLab does; without, the
+    pair is one low-rank convolution.
+
+    Source: Chen et al. 2018 (DeepLabv3+), section 3.1, https://arxiv.org/abs/1802.02611.
+    """
+
+    features: int
+    size: int = 3
+    dilation: int = 1
+    depthwise_norm: bool = True
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps [B, H, W, Cin] to [B, H, W, features]."""
+        channels = x.shape[-1]
+        x = Conv(channels, self.size, dilation=self.dilation, groups=channels, name="depthwise")(x)
+        if self.depthwise_norm:
+            x = jax.nn.relu(BatchNorm(axis_name=self.axis_name, name="depthwise_norm")(x, train=train))
+        return ConvNorm(self.features, axis_name=self.axis_name, name="pointwise")(x, train=train)
