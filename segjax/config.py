@@ -5,6 +5,7 @@ A config is a locked ``ml_collections.ConfigDict`` in which every value is prese
 there, and a key that is not there is an error that names the nearest one.
 """
 
+import argparse
 import ast
 import copy
 import difflib
@@ -102,6 +103,28 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             text = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
         overrides[key] = text
     return rest, overrides
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Reads a command line that mixes a parser's own flags with ``--config.key=value``.
+
+    Returns:
+        (the parser's values, {key: text} of the config).
+
+    Raises:
+        InputError: an argument that the parser does not know (with the nearest one), or a value it refuses.
+    """
+    rest, overrides = split_arguments(argv)
+    try:
+        arguments, unknown = parser.parse_known_args(rest)
+    except argparse.ArgumentError as error:  # of a parser with exit_on_error=False
+        raise InputError(f"{error}; --help lists the arguments") from error
+    flags = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    for argument in unknown:
+        raise InputError(
+            f"unknown argument {argument}{nearest(argument.partition('=')[0], flags) or '; --help lists them'}"
+        )
+    return arguments, overrides
 
 
 def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:

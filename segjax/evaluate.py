@@ -1,0 +1,213 @@
+"""Scores a trained model and writes evaluation.json.
+
+  python -m segjax.evaluate --workdir=DIR [--checkpoint=best|last|STEP] [--ema] [--config.KEY=VALUE ...]
+
+--workdir=DIR            the folder of a run of segjax.train
+--checkpoint=best        by validation mIoU (the default), or last, or the number of a step
+--ema, --no-ema          the moving average of the parameters, or the parameters; by default as the run's eval.ema
+--output=FILE            where the result goes; DIR/evaluation.json by default
+--compilation_cache=DIR  compiled programs are kept there (the run's own folder by default; "" for none)
+--config.KEY=VALUE       replaces one value of the run's config; the ones that matter here:
+    --config.data.root=DIR --config.data.split=test      other images with the same classes
+    --config.eval.resolution=input                       score on the canvas instead of at the labels' own size
+    --config.eval.batch_size=N                           changes the speed, never the result
+--help                   this text; with --workdir also every key of that run's config
+"""
+
+import argparse
+import datetime
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from segjax import config as configs
+from segjax import data
+from segjax.data.metadata import Classes
+from segjax.inference import evaluation, protocol
+from segjax.inference.progress import Progress
+from segjax.training import devices, environment, parallel, setup, trained
+from segjax.types import HostArray, InputError
+
+_SCALARS = ("miou", "pixel_accuracy", "mean_accuracy", "fwiou", "mean_dice")
+_PER_CLASS = ("iou", "accuracy", "dice", "support")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and evaluates; returns the exit status: 0, or 2 where the user has something to mend."""
+    try:
+        arguments, overrides = configs.parse(_parser(), sys.argv[1:] if argv is None else argv)
+        if arguments.help:
+            _help(arguments, overrides)
+        elif not arguments.workdir:
+            raise InputError("--workdir is missing: the folder of a run, such as --workdir=runs/deeplab_shapes")
+        else:
+            _evaluate(arguments, overrides)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m segjax.evaluate", add_help=False, allow_abbrev=False, exit_on_error=False
+    )
+    parser.add_argument("--workdir", default="")
+    parser.add_argument("--checkpoint", default="best")
+    parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=None)
+    parser.add_argument("--output", default="")
+    parser.add_argument("--compilation_cache", default=None)
+    parser.add_argument("-h", "--help", action="store_true")
+    return parser
+
+
+def _help(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> None:
+    print(__doc__.strip())
+    if arguments.workdir:
+        _, config, _ = trained.read(arguments.workdir, overrides)
+        print(f"\nThe config of {arguments.workdir}:\n\n{configs.describe(config)}")
+
+
+def _evaluate(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> None:
+    workdir = pathlib.Path(arguments.workdir)
+    saved, config, classes = trained.read(workdir, overrides)
+    ema = config.eval.ema if arguments.ema is None else arguments.ema
+    dataset = data.from_config(config.data, config.data.split, classes=classes)
+    check_classes(classes, dataset.classes, f"{workdir}", f"data.split={config.data.split} of {dataset!r}")
+    trained.start_devices(workdir, arguments.compilation_cache)
+    apply, variables, step = trained.restore(workdir, config, classes, which=arguments.checkpoint, ema=ema, warn=_warn)
+    rules = protocol.protocol(config, ema=ema)
+    for line in protocol.differences(protocol.protocol(saved, ema=saved.eval.ema), rules):
+        _warn(f"not the protocol of the run's own evaluations: {line}")
+    kind = "moving average of the parameters, " if ema else ""
+    print(f"{workdir}, checkpoint {step} ({arguments.checkpoint}), {kind}{len(dataset)} images of {dataset!r}")
+    print(f"compiling the model at {config.data.size[0]}x{config.data.size[1]}; this happens once ...", flush=True)
+    with devices.explained(config):
+        result = _scores(config, dataset, apply, variables)
+    print(table(result, classes.names))
+    output = pathlib.Path(arguments.output or workdir / "evaluation.json")
+    report = _report(result, classes, rules) | {
+        "split": config.data.split,
+        "checkpoint": step,
+        "ema": ema,
+        "data": {"name": config.data.name, "root": str(config.data.root), "size": list(config.data.size)},
+        "config": dict(overrides),
+        "workdir": str(workdir),
+    }
+    _write(output, report)
+    print(f"\nwrote {output}")
+
+
+def check_classes(trained_on: Classes, found: Classes, where_trained: str, where_found: str) -> None:
+    """Refuses a set whose class ids mean something else than the model's.
+
+    Raises:
+        InputError: another number of classes, or other names; the message shows the first that differs.
+    """
+    if len(found) != len(trained_on):
+        raise InputError(
+            f"{where_trained} was trained on {len(trained_on)} classes ({', '.join(trained_on.names)}), but "
+            f"{where_found} has {len(found)} ({', '.join(found.names)}): evaluate on a set with the same classes"
+        )
+    for number, (ours, theirs) in enumerate(zip(trained_on.names, found.names, strict=True)):
+        if ours != theirs:
+            raise InputError(
+                f"class {number} is {ours!r} in {where_trained}, but {theirs!r} in {where_found}: give the set's "
+                "classes.json the names and the order of the run's, if the ids mean the same"
+            )
+
+
+def table(result: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The scores of each class and their means, for a person.
+
+    Args:
+        result: of ``evaluation.evaluate``.
+        names: of the classes.
+
+    Returns:
+        lines of text; a class that takes no part shows a dash.
+    """
+    width = max(len("pixel accuracy"), *map(len, names))
+    lines = [f"{'class':<{width}}     IoU  accuracy    Dice        pixels   share"]
+    support = np.asarray(result["support"], np.float64)
+    total = support.sum() or 1.0
+    for k, name in enumerate(names):
+        iou, accuracy, dice = (_number(result[key][k]) for key in ("iou", "accuracy", "dice"))
+        share = f"{support[k] / total:.2%}"
+        lines.append(f"{name:<{width}}  {iou:>6}    {accuracy:>6}  {dice:>6}  {int(support[k]):>12,}  {share:>6}")
+    means = (_number(result[key]) for key in ("miou", "mean_accuracy", "mean_dice"))
+    iou, accuracy, dice = means
+    lines.append("-" * len(lines[0]))
+    lines.append(f"{'mean':<{width}}  {iou:>6}    {accuracy:>6}  {dice:>6}  {int(support.sum()):>12,}")
+    lines.append(f"{'pixel accuracy':<{width}}  {_number(result['pixel_accuracy']):>6}")
+    lines.append(f"{'fw IoU':<{width}}  {_number(result['fwiou']):>6}")
+    return "\n".join(lines)
+
+
+def _scores(config: ConfigDict, dataset: Any, apply: Any, variables: Any) -> dict[str, Any]:
+    with setup.eval_batches(config, dataset) as batches:
+        return evaluation.evaluate(
+            apply,
+            variables,
+            batches,
+            num_classes=dataset.num_classes,
+            ignore_label=dataset.ignore_label,
+            mean=config.augment.mean,
+            std=config.augment.std,
+            mesh=parallel.make_mesh(),
+            resolution=config.eval.resolution,
+            absent=config.eval.absent,
+            progress=Progress(len(dataset), "evaluated", sys.stdout),
+        )
+
+
+def _report(result: Mapping[str, Any], classes: Classes, rules: Mapping[str, Any]) -> dict[str, Any]:
+    per_class = {key: dict(zip(classes.names, _json(result[key]), strict=True)) for key in _PER_CLASS}
+    facts = environment.collect(["python", "-m", "segjax.evaluate", *sys.argv[1:]])
+    return {
+        **{key: _json(result[key]) for key in _SCALARS},
+        **per_class,
+        "pixels": _json(result["pixels"]),
+        "examples": result["examples"],
+        "protocol": dict(rules),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"python": facts["python"], **facts["packages"]},
+        "git": facts["git"],
+        "devices": facts["devices"],
+    }
+
+
+def _write(path: pathlib.Path, report: Mapping[str, Any]) -> None:
+    try:
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error}; choose another file with --output=") from error
+
+
+def _json(value: Any) -> Any:
+    """Python numbers, NaN as None: JSON has no NaN."""
+    value = value.tolist() if isinstance(value, (HostArray, np.generic, jax.Array)) else value
+    if isinstance(value, list):
+        return [_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float) -> str:
+    return f"{float(value):.4f}" if math.isfinite(value) else "-"
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
