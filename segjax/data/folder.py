@@ -9,31 +9,31 @@ one by one: ``images="train=a/*.jpg;val=b/*.jpg"``. A split that is a list of st
 ``lists="sets/{split}.txt"``.
 """
 
-import glob
 import logging
 import pathlib
-import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from segjax.data import file_pairs, label_ids, metadata
 from segjax.data import images as image_files
-from segjax.data import label_ids, metadata
 from segjax.data.metadata import Classes
 from segjax.types import DEFAULT_IGNORE_LABEL, HostArray, InputError
 
 _log = logging.getLogger(__name__)
-_SHOWN = 5  # names listed in a message
 
 
 class Folder:
     """A set of matched image and label files; see `make`."""
 
-    def __init__(self, name: str, split: str, pairs: list[tuple[str, str, str]], classes: Classes) -> None:
+    def __init__(
+        self, name: str, split: str, pairs: list[file_pairs.Pair], classes: Classes, unpaired: list[str]
+    ) -> None:
         self.name = name
         self.split = split
-        self.pairs = pairs  # (key, image file, label file)
+        self.pairs = pairs
+        self.unpaired = unpaired  # messages; empty unless partial
         self.classes = classes
         self._values = label_ids.value_table(classes)
 
@@ -66,15 +66,26 @@ class Folder:
         Raises:
           InputError: an unreadable file, unlike sizes, an id out of range (file, id, row and column of the pixel).
         """
-        _, image_path, label_path = self.pairs[i]
-        image = image_files.read_image(image_path)
-        label = image_files.read_label(label_path)
+        image, label = self.read_image(i), self.read_label(i)
         if image.shape[:2] != label.shape[:2]:
-            raise InputError(
-                f"{image_path} is {image.shape[1]}x{image.shape[0]} (EXIF orientation applied), but its label "
-                f"{label_path} is {label.shape[1]}x{label.shape[0]} (width x height): both must have one size"
-            )
-        return {"image": image, "label": label_ids.to_ids(label, self.classes, label_path, self._values)}
+            raise self.mismatch(i, image, label)
+        return {"image": image, "label": label_ids.to_ids(label, self.classes, self.pairs[i][2], self._values)}
+
+    def read_image(self, i: int) -> HostArray:
+        """Returns image `i`, u8[H, W, 3]; see `images.read_image`."""
+        return image_files.read_image(self.pairs[i][1])
+
+    def read_label(self, i: int) -> HostArray:
+        """Returns the unchecked pixel values of label file `i`; see `images.read_label`."""
+        return image_files.read_label(self.pairs[i][2])
+
+    def mismatch(self, i: int, image: HostArray, label: HostArray) -> InputError:
+        """Returns the error that says that image and label of example `i` differ in size."""
+        _, image_path, label_path = self.pairs[i]
+        return InputError(
+            f"{image_path} is {image.shape[1]}x{image.shape[0]} (EXIF orientation applied), but its label "
+            f"{label_path} is {label.shape[1]}x{label.shape[0]} (width x height): both must have one size"
+        )
 
 
 def make(
@@ -88,6 +99,7 @@ def make(
     lists: str = "",
     train_split: str = "train",
     fallback: Classes | None = None,
+    partial: bool = False,
 ) -> Folder:
     """Finds the images and labels of one split.
 
@@ -101,6 +113,8 @@ def make(
       lists: where given, a text file with one matched name (usually the stem) a line: the split is these, in order.
       train_split: with neither a classes file nor `fallback`, the classes are the ids found in this split's labels.
       fallback: the classes where the set has no classes file.
+      partial: leave out files without a partner (``unpaired`` tells them) instead of raising, and unreadable labels
+        while looking for classes; for the dataset doctor.
 
     Returns:
       The set, in the order of the matched names.
@@ -108,8 +122,13 @@ def make(
     Raises:
       InputError: no such folder, no file matches, a file without a partner, a bad classes file.
     """
-    place = _place(root, folder)
-    pairs = _pairs(place, split, images, labels, lists)
+    place = locate(root, folder)
+    pairs, alone = file_pairs.find(place, split, images, labels, lists)
+    if alone and not partial:
+        raise InputError(
+            f"{place}, split {split!r}: {len(alone)} files without a partner of the same name: "
+            f"{file_pairs.some(alone)}. Add the missing files or move these away"
+        )
     file = place / classes
     if file.is_file():
         known = metadata.read(file)
@@ -117,142 +136,59 @@ def make(
         known = fallback
     else:
         try:
-            scanned = _pairs(place, train_split, images, labels, lists)
-        except InputError:
+            scanned, _ = file_pairs.find(place, train_split, images, labels, lists)
+        except InputError:  # the set has no such split: its classes are those of the split at hand
             scanned = pairs
-        known = scan(label for _, _, label in scanned)
-        _log.warning(
-            "%s is absent: %d classes found in the labels (%s)", file, len(known), ", ".join(known.names[:_SHOWN])
-        )
-    return Folder(folder or place.name, split, pairs, known)
+        known = scan([label for _, _, label in scanned], partial=partial)
+        names = file_pairs.some(list(known.names))
+        _log.warning("%s is absent: %d classes found in the labels (%s)", file, len(known), names)
+    return Folder(folder or place.name, split, pairs, known, alone)
 
 
-def scan(paths: Iterable[str]) -> Classes:
-    """Makes classes of the ids that label files hold: 0 .. the largest below the default ignore label (255).
-
-    Args:
-      paths: label files; all are read.
+def locate(root: str, folder: str = "") -> pathlib.Path:
+    """Returns the set's folder: ``root/folder`` where it exists, else `root`.
 
     Raises:
-      InputError: RGB labels, or ids from which the classes cannot be told.
+      InputError: `root` is empty or no folder.
     """
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(_ids_of, paths))
-    ids = sorted(set().union(*found))
-    used = [i for i in ids if i != DEFAULT_IGNORE_LABEL]
-    if len(used) < 2 or max(used) > DEFAULT_IGNORE_LABEL or min(used) < 0:
-        shown = ", ".join(map(str, ids[:20]))
-        raise InputError(
-            f"the labels hold the ids {shown}: the classes cannot be told from them ({DEFAULT_IGNORE_LABEL} counts as "
-            "ignored). Write a classes.json beside the splits, for a mask of 0 and 255 "
-            '{"classes": ["background", "object"], "ids": [0, 255]}'
-        )
-    return Classes(tuple(f"class {i}" for i in range(max(used) + 1)))
-
-
-def _ids_of(path: str) -> set[int]:
-    label = image_files.read_label(path)
-    if label.ndim == 3:
-        raise InputError(f'{path}: an RGB label needs a classes.json with "classes" and "colors" beside the splits')
-    return set(np.unique(label).tolist())
-
-
-def _place(root: str, folder: str) -> pathlib.Path:
     if not root:
-        raise InputError(
-            "data.root is empty: give the set's folder (--config.data.root=DIR, or the variable SEGJAX_DATA)"
-        )
+        raise InputError("data.root is empty: name the set's folder (--config.data.root=DIR, or SEGJAX_DATA=DIR)")
     place = pathlib.Path(root).expanduser()
     if not place.is_dir():
         raise InputError(f"data.root={root}: no such folder")
     return place / folder if folder and (place / folder).is_dir() else place
 
 
-def _pairs(place: pathlib.Path, split: str, images: str, labels: str, lists: str) -> list[tuple[str, str, str]]:
-    """Returns (key, image file, label file) of each example, sorted by key or in the order of the list."""
-    image_files_, label_files = (
-        _match(place, _pattern(pattern, split, option), split, option)
-        for pattern, option in ((images, "images"), (labels, "labels"))
-    )
-    keys = sorted(image_files_)
-    if lists:
-        keys = _listed(place / lists.replace("{split}", split))
-    else:
-        _partners(keys, label_files, image_files_, "image", place, split)
-        _partners(sorted(label_files), image_files_, label_files, "label", place, split)
-    for files, what in ((image_files_, "image"), (label_files, "label")):
-        missing = [key for key in keys if key not in files]
-        if missing:
-            raise InputError(f"{place}, split {split!r}: no {what} for {_some(missing)} of the list")
-    return [(key, image_files_[key], label_files[key]) for key in keys]
+def scan(paths: Iterable[str], partial: bool = False) -> Classes:
+    """Makes classes of the ids that label files hold: 0 .. the largest below the default ignore label (255).
 
+    Args:
+      paths: label files; all are read.
+      partial: make the best of unreadable files and unclear ids instead of raising.
 
-def _partners(
-    keys: list[str], others: dict[str, str], own: dict[str, str], what: str, place: pathlib.Path, split: str
-) -> None:
-    alone = [key for key in keys if key not in others]
-    if alone:
-        other = "label" if what == "image" else "image"
+    Raises:
+      InputError: RGB labels, or ids from which the classes cannot be told.
+    """
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda path: _ids_of(path, partial), paths))
+    ids = sorted(set().union(*found))
+    used = [i for i in ids if 0 <= i < DEFAULT_IGNORE_LABEL]
+    if not partial and (len(used) < 2 or len(used) < len(set(ids) - {DEFAULT_IGNORE_LABEL})):
         raise InputError(
-            f"{place}, split {split!r}: {len(alone)} of {len(keys)} {what} files have no {other} of the same name: "
-            f"{_some(alone)} (the first is {own[alone[0]]}): add the {other}s, or move these files away"
+            f"the labels hold the ids {file_pairs.some([str(i) for i in ids], 20)}: the classes cannot be told from "
+            f"them ({DEFAULT_IGNORE_LABEL} counts as ignored). Write a classes.json beside the splits, for a mask of 0 "
+            'and 255 {"classes": ["background", "object"], "ids": [0, 255]}'
         )
+    return Classes(tuple(f"class {i}" for i in range(max(used, default=0) + 1)))
 
 
-def _pattern(pattern: str, split: str, option: str) -> str:
-    if "=" in pattern:
-        table = dict(part.strip().split("=", 1) for part in pattern.split(";") if "=" in part)
-        if split not in table:
-            raise InputError(f"data.{option}={pattern!r} names no pattern for the split {split!r}")
-        pattern = table[split]
-    return pattern.replace("{split}", split)
-
-
-def _match(place: pathlib.Path, pattern: str, split: str, option: str) -> dict[str, str]:
-    """Returns {what the wildcards matched: file} of the picture files under a pattern."""
-    expression = re.compile(_regex(pattern))
-    found: dict[str, str] = {}
-    for name in sorted(glob.glob(pattern, root_dir=place, recursive=True)):
-        path = place / name
-        match = expression.fullmatch(pathlib.PurePath(name).as_posix())
-        if path.suffix.lower() not in image_files.SUFFIXES or match is None:
-            continue
-        key = "/".join(group for group in match.groups() if group)
-        key = key[: -len(path.suffix)] if key.endswith(path.suffix) else key
-        if key in found:
-            raise InputError(
-                f"{found[key]} and {path} have the same name: keep one of them (data.{option}={pattern!r})"
-            )
-        found[key] = str(path)
-    if not found:
-        there = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in place.iterdir())
-        raise InputError(
-            f"split {split!r} is empty: no picture file matches {place / pattern} (data.{option}). "
-            f"{place} holds {_some(there, 12) if there else 'nothing'}: set data.split, data.root or data.{option}"
-        )
-    return found
-
-
-def _regex(pattern: str) -> str:
-    """Returns the regular expression of a glob pattern, with one group per wildcard."""
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pathlib.PurePath(pattern).as_posix())
-    known = {"**/": "(?:(.*)/)?", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
-    return "".join(
-        known.get(p) or (f"({p.replace('[!', '[^')})" if p.startswith("[") and p.endswith("]") else re.escape(p))
-        for p in pieces
-    )
-
-
-def _listed(path: pathlib.Path) -> list[str]:
+def _ids_of(path: str, partial: bool) -> set[int]:
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: the list of a split (data.lists) cannot be read: {error}") from error
-    if not names:
-        raise InputError(f"{path}: the list of a split (data.lists) is empty")
-    return names
-
-
-def _some(names: list[str], shown: int = _SHOWN) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+        label = image_files.read_label(path)
+        if label.ndim == 3:
+            raise InputError(f'{path}: an RGB label needs a classes.json with "classes" and "colors" beside the splits')
+    except InputError:
+        if partial:
+            return set()
+        raise
+    return set(np.unique(label).tolist())
