@@ -36,7 +36,7 @@ def from_options(module: type[nn.Module], where: str, options: Mapping[str, Any]
     known = [field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name")]
     for name in options:
         if name not in (*known, "name"):
-            raise InputError(f"{where} has no option {name!r}{nearest(name, known)}; its options are {', '.join(known)}")
+            raise InputError(f"{where}: no option {name!r}{nearest(name, known)}; its options are {', '.join(known)}")
     return module(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
 
 
@@ -47,7 +47,7 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 class Network(nn.Module):
-    """A model: ``__call__(image, *, train=False, targets=None) -> outputs``, and an ``apply`` that is a pure function."""
+    """A model: ``__call__(image, *, train=False, targets=None) -> outputs``, and an ``apply`` that keeps no state."""
 
     @nn.nowrap
     def init(self, rngs: Any, *args: Any, **linen: Any) -> Variables:

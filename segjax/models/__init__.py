@@ -30,4 +30,5 @@ def build(name: str, *, num_classes: int, axis_name: str | None = None, **option
     if name not in known():
         raise InputError(f"no model {name!r}{layers.nearest(name, known())}; known are {', '.join(known())}")
     model = importlib.import_module(f"{__name__}.{name}").Model
-    return layers.from_options(model, f"model {name!r}", {"num_classes": num_classes, "axis_name": axis_name, **options})
+    options = {"num_classes": num_classes, "axis_name": axis_name, **options}
+    return layers.from_options(model, f"model {name!r}", options)
