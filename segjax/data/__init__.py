@@ -54,7 +54,7 @@ def from_config(config: Mapping[str, Any], split: str, classes: Classes | None =
     """Builds the set of a config's `data` section.
 
     The keys that ``make`` of ``data.<name>`` accepts are handed on; the pipeline's own keys and those of other sets
-    are left out. ``make``'s `name` (a set inside a collection) is the key `dataset`.
+    are left out. ``make``'s own `name` (a set of a collection) is the key ``<data.name>_name``, ``tfds_name`` for TFDS.
 
     Args:
       config: the section: name, the set's own options, and the pipeline's keys.
@@ -70,8 +70,9 @@ def from_config(config: Mapping[str, Any], split: str, classes: Classes | None =
     module = _module(config["name"])
     accepted = _options(module)
     options = {key: config[key] for key in config if key not in PIPELINE_KEYS and (accepted is None or key in accepted)}
-    if accepted is not None and "name" in accepted and "dataset" in config:
-        options["name"] = config["dataset"]
+    own_name = f"{config['name']}_name"
+    if accepted is not None and "name" in accepted and own_name in config:
+        options["name"] = config[own_name]
     if accepted is not None and "train_split" in accepted and "train_split" in config:
         options["train_split"] = config["train_split"]
     if classes is not None and (accepted is None or "fallback" in accepted):

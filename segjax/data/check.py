@@ -4,8 +4,8 @@
     python -m segjax.data.check --config=experiments/deeplab.py:camvid [--config.data.root=DIR] [--output=REPORT]
 
 Prints, for each split, sizes, a histogram of the labels, ignored pixels and every bad file by name; then duplicate
-images and class weights. With --output it also writes check.json and one picture of overlays per split. Exit status 0: no
-errors; 1: errors in the data; 2: it cannot start.
+images and class weights. With --output it also writes check.json and one picture of overlays per split. Exit status 0:
+no errors; 1: errors in the data; 2: it cannot start.
 """
 
 import argparse

@@ -7,10 +7,7 @@ after: what these hand out is then whole batches in order, whatever their number
 """
 
 import os
-import pathlib
-import re
 import threading
-import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,10 +16,11 @@ import grain
 import numpy as np
 from absl import flags
 
-from segjax.data import canvas
+from segjax.data import canvas, fitted
 from segjax.types import IMAGE, LABEL, VALID, HostArray, InputError
 
 WORKER_MODES = ("threads", "processes")
+_ENDLESS = 2**50  # examples of a run; the length of grain's own endless repeat overflows under batches of one
 
 
 class Batches:
@@ -30,8 +28,6 @@ class Batches:
 
     def __init__(self, iterator: Any, start: int = 0) -> None:
         self._iterator = iterator
-        if start:
-            iterator.set_state({"next_index": start})
         self.step = start  # the number of the next batch
 
     def __iter__(self) -> "Batches":
@@ -102,13 +98,12 @@ def train_batches(
     size = _check(dataset, size, fit, batch_size, process_index, process_count, workers, worker_mode)
     if start_step < 0:
         raise ValueError(f"start_step={start_step}: expected 0 or more")
-    source = _fitted(dataset, size, fit, native_label=False, cache=cache)
-    order = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    source = fitted.on_canvas(dataset, size, fit, native_label=False, cache=cache)
+    order = grain.MapDataset.source(source).seed(seed).shuffle().repeat(_ENDLESS // len(source))
     if fit == "crop":
         order = order.random_map(_Window(size))
     batches = order.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
-    if num_steps is not None:
-        batches = batches[: max(num_steps, start_step)]
+    batches = batches[start_step : None if num_steps is None else max(num_steps, start_step)]
     return Batches(_start(batches, workers, worker_mode), start_step)
 
 
@@ -146,7 +141,7 @@ def eval_batches(
     size = _check(dataset, size, fit, batch_size, process_index, process_count, workers, worker_mode)
     if pad_native_to < 1:
         raise ValueError(f"pad_native_to={pad_native_to}: expected 1 or more")
-    source = _fitted(dataset, size, fit, native_label=True, cache=cache)
+    source = fitted.on_canvas(dataset, size, fit, native_label=True, cache=cache)
     rows = _EvalRows(source, batch_size, process_index, process_count, pad_native_to)
     return Batches(_start(grain.MapDataset.source(rows), workers, worker_mode))
 
@@ -176,7 +171,7 @@ def verify(
     """
     source: Any = dataset
     if size is not None:
-        source = _fitted(dataset, tuple(size), fit, native_label=native_label, cache=cache)
+        source = fitted.on_canvas(dataset, tuple(size), fit, native_label=native_label, cache=cache)
     stop = threading.Event()
 
     def read(i: int) -> None:
@@ -192,67 +187,6 @@ def verify(
                     progress(i + 1, len(dataset))
         finally:
             stop.set()
-
-
-class _Store:
-    """Examples kept in memory, by index; pickled without its content."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.examples: dict[int, Mapping[str, HostArray]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"length": self.length, "examples": {}}
-
-    def put(self, i: int, example: Mapping[str, HostArray]) -> None:
-        if not self.examples:
-            need, free = sum(a.nbytes for a in example.values()) * self.length, _free_memory()
-            if free is not None and need > free:
-                raise InputError(
-                    f"data.cache=True needs about {need / 2**30:.1f} GiB for {self.length} examples, and "
-                    f"{free / 2**30:.1f} GiB are free: set data.cache=False"
-                )
-        self.examples[i] = example
-
-
-class _Fitted:
-    """A dataset's examples on the canvas; image and label, both or the image only."""
-
-    def __init__(
-        self, dataset: Any, size: tuple[int, int], fit: str, *, native_label: bool, store: _Store | None
-    ) -> None:
-        self.dataset = dataset
-        self.size = size
-        self.fit = fit
-        self.native_label = native_label
-        self.store = store
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __repr__(self) -> str:
-        return f"{self.dataset!r} on {self.size} by {self.fit}"
-
-    def __getitem__(self, i: int) -> Mapping[str, HostArray]:
-        if self.store is not None and i in self.store.examples:
-            return self.store.examples[i]
-        read = self.dataset[i]
-        image, label = read[IMAGE], read[LABEL]
-        larger = image.shape[0] > self.size[0] or image.shape[1] > self.size[1]
-        if self.native_label and self.fit == "crop" and larger:
-            raise InputError(
-                f"{self.dataset.describe(i)} is {image.shape[1]}x{image.shape[0]}, larger than the canvas "
-                f"{self.size[1]}x{self.size[0]} (width x height): evaluation under data.fit=crop would leave "
-                "a part out. Use a larger data.size, or data.fit=pad or stretch"
-            )
-        example = {IMAGE: canvas.fit_image(image, self.size, self.fit), LABEL: label}
-        if self.native_label:
-            example["content_size"] = np.array(canvas.content_size(image.shape[:2], self.size, self.fit), np.int32)
-        else:
-            example[LABEL] = canvas.fit_label(label, self.size, self.fit, self.dataset.ignore_label)
-        if self.store is not None:
-            self.store.put(i, example)
-        return example
 
 
 class _Window(grain.transforms.RandomMap):
@@ -272,7 +206,7 @@ class _Window(grain.transforms.RandomMap):
 class _EvalRows:
     """Batch number `step` of the evaluation: this process' rows of it."""
 
-    def __init__(self, source: _Fitted, batch_size: int, index: int, count: int, multiple: int) -> None:
+    def __init__(self, source: fitted.Fitted, batch_size: int, index: int, count: int, multiple: int) -> None:
         self.source = source
         self.batch_size = batch_size
         self.rows = batch_size // count
@@ -333,27 +267,6 @@ def _start(batches: grain.MapDataset, workers: int, worker_mode: str) -> Any:
             flags.FLAGS.mark_as_parsed()
         iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(iterable)
-
-
-_STORES: dict[int, dict[Any, _Store]] = {}  # by id of the dataset; emptied when the dataset goes
-
-
-def _fitted(dataset: Any, size: tuple[int, int], fit: str, *, native_label: bool, cache: bool) -> _Fitted:
-    """Returns the set on its canvas, with the store that every call of these options shares."""
-    store = None
-    if cache:
-        if id(dataset) not in _STORES:
-            _STORES[id(dataset)] = {}
-            weakref.finalize(dataset, _STORES.pop, id(dataset), None)
-        store = _STORES[id(dataset)].setdefault((size, fit, native_label), _Store(len(dataset)))
-    return _Fitted(dataset, size, fit, native_label=native_label, store=store)
-
-
-def _free_memory() -> int | None:
-    """Returns the bytes that can be had without swapping; None where the system does not tell (only Linux does)."""
-    table = pathlib.Path("/proc/meminfo")
-    found = re.search(r"MemAvailable:\s*(\d+) kB", table.read_text()) if table.exists() else None
-    return int(found[1]) * 1024 if found else None
 
 
 def _check(

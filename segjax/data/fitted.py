@@ -1,0 +1,99 @@
+"""Examples on the canvas of a batch, and the memory that keeps them.
+
+What is kept belongs to the dataset object: every reader of one canvas and one kind of label shares it (the check before
+a run, the training, each evaluation), and it goes when the dataset goes.
+"""
+
+import pathlib
+import re
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from segjax.data import canvas
+from segjax.types import IMAGE, LABEL, HostArray, InputError
+
+
+class Store:
+    """Examples kept in memory, by index; pickled without its content."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.examples: dict[int, Mapping[str, HostArray]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"length": self.length, "examples": {}}
+
+    def put(self, i: int, example: Mapping[str, HostArray]) -> None:
+        """Keeps example `i`; InputError where the whole set would not fit into memory, judged by the first."""
+        if not self.examples:
+            need, free = sum(a.nbytes for a in example.values()) * self.length, _free_memory()
+            if free is not None and need > free:
+                raise InputError(
+                    f"data.cache=True needs about {need / 2**30:.1f} GiB for {self.length} examples, and "
+                    f"{free / 2**30:.1f} GiB are free: set data.cache=False"
+                )
+        self.examples[i] = example
+
+
+class Fitted:
+    """A dataset's examples on the canvas; image and label, both or the image only."""
+
+    def __init__(
+        self, dataset: Any, size: tuple[int, int], fit: str, *, native_label: bool, store: Store | None
+    ) -> None:
+        self.dataset = dataset
+        self.size = size
+        self.fit = fit
+        self.native_label = native_label
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __repr__(self) -> str:
+        return f"{self.dataset!r} on {self.size} by {self.fit}"
+
+    def __getitem__(self, i: int) -> Mapping[str, HostArray]:
+        if self.store is not None and i in self.store.examples:
+            return self.store.examples[i]
+        read = self.dataset[i]
+        image, label = read[IMAGE], read[LABEL]
+        larger = image.shape[0] > self.size[0] or image.shape[1] > self.size[1]
+        if self.native_label and self.fit == "crop" and larger:
+            raise InputError(
+                f"{self.dataset.describe(i)} is {image.shape[1]}x{image.shape[0]}, larger than the canvas "
+                f"{self.size[1]}x{self.size[0]} (width x height): evaluation under data.fit=crop would leave "
+                "a part out. Use a larger data.size, or data.fit=pad or stretch"
+            )
+        example = {IMAGE: canvas.fit_image(image, self.size, self.fit), LABEL: label}
+        if self.native_label:
+            example["content_size"] = np.array(canvas.content_size(image.shape[:2], self.size, self.fit), np.int32)
+        else:
+            example[LABEL] = canvas.fit_label(label, self.size, self.fit, self.dataset.ignore_label)
+        if self.store is not None:
+            self.store.put(i, example)
+        return example
+
+
+_STORES: dict[int, dict[Any, Store]] = {}  # by id of the dataset; emptied when the dataset goes
+
+
+def on_canvas(dataset: Any, size: tuple[int, int], fit: str, *, native_label: bool, cache: bool) -> Fitted:
+    """Returns the set on its canvas, with the store that every call of these options shares."""
+    store = None
+    if cache:
+        if id(dataset) not in _STORES:
+            _STORES[id(dataset)] = {}
+            weakref.finalize(dataset, _STORES.pop, id(dataset), None)
+        store = _STORES[id(dataset)].setdefault((size, fit, native_label), Store(len(dataset)))
+    return Fitted(dataset, size, fit, native_label=native_label, store=store)
+
+
+def _free_memory() -> int | None:
+    """Returns the bytes that can be had without swapping; None where the system does not tell (only Linux does)."""
+    table = pathlib.Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s*(\d+) kB", table.read_text()) if table.exists() else None
+    return int(found[1]) * 1024 if found else None
