@@ -50,16 +50,21 @@ def _common(config: ConfigDict) -> None:
         "std": IMAGENET_STD,
     }
     config.model = {
-        "name": "deeplab",  # segjax/models/<name>.py
-        "backbone": "mobilenet_v2",
-        "output_stride": 16,
+        "name": "deeplab",  # segjax/models/<name>.py says what each option is
+        "variant": "v3plus",
+        "backbone": "mobilenet_v2",  # segjax/backbones: resnet18, resnet34, resnet50, resnet101, mobilenet_v2
+        "output_stride": 16,  # or 8
+        "width": 1.0,
+        "dilate_first_block": False,
         "aspp_rates": (6, 12, 18),
         "aspp_channels": 256,
         "aspp_dropout": 0.5,
+        "aspp_out_conv": False,
         "low_level_channels": 48,
         "decoder_channels": 256,
         "decoder_convs": 2,
         "separable": True,
+        "depthwise_norm": True,
         "align_corners": False,
     }
     config.loss = {"name": "cross_entropy", "class_weights": (), "label_smoothing": 0.0}

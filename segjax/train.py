@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command continues from the last checkpoint.", file=sys.stderr)
+        return 130
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict | None]:

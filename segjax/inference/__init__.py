@@ -1,0 +1,1 @@
+"""Evaluation, prediction and pictures of a trained model."""

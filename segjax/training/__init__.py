@@ -1,0 +1,1 @@
+"""The step, the devices it runs on, and the loop around it."""

@@ -93,11 +93,12 @@ def out_of_memory(config: ConfigDict, devices: int, reason: str) -> str:
     """What to try when a step does not fit: half the batch, or the same batch in twice as many parts."""
     batch, parts = config.train.batch_size, config.train.accumulate
     half = max(devices, batch // 2 // devices * devices)
-    tries = [f"--config.train.accumulate={2 * parts}   (the same batch in smaller parts)"]
-    if half < batch:
-        tries.insert(0, f"--config.train.batch_size={half}")
+    tries = [f"--config.train.batch_size={half}"] if half < batch else []
+    if batch % (2 * parts * devices) == 0:
+        tries.append(f"--config.train.accumulate={2 * parts}   (the same batch in smaller parts)")
     if config.train.dtype == "float32":
         tries.append("--config.train.dtype=bfloat16")
+    tries.append("or a smaller --config.data.size")
     lines = "\n  ".join(tries)
     return (
         f"out of memory with train.batch_size={batch}, train.accumulate={parts}, data.size={tuple(config.data.size)} "
