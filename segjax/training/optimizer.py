@@ -106,10 +106,10 @@ def make_schedule(
 
     def schedule(step: int | Array) -> Array:
         done = jnp.asarray(step, jnp.float32)
-        left = jnp.clip(1.0 - done / total_steps, 0.0, 1.0)
+        left = jnp.clip(total_steps - done, 0.0, total_steps) / total_steps  # 1 - t / T without its cancellation
         decayed = {
             "poly": lambda: left**power,
-            "cosine": lambda: 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - left))),
+            "cosine": lambda: jnp.square(jnp.sin(0.5 * jnp.pi * left)),  # (1 + cos(pi t / T)) / 2
             "constant": lambda: jnp.ones_like(left),
         }[name]()
         warm = (done + 1.0) / max(warmup_steps, 1)

@@ -1,0 +1,196 @@
+"""Augmentation against a definition that visits one output pixel at a time; image and label move as one."""
+
+import colorsys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segjax import augment
+
+IGNORE = 255
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PLAIN = {"mean": MEAN, "std": STD, "ignore_label": IGNORE}
+
+
+def batch(rows=3, height=9, width=12, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (rows, height, width, 3), dtype=np.uint8),
+        "label": rng.integers(0, 6, (rows, height, width)).astype(np.int32),
+        "weight": (1 + rng.random((rows, height, width))).astype(np.float32),
+        "valid": np.ones(rows, bool),
+    }
+
+
+def draws(key, index):
+    return np.stack([jax.random.uniform(jax.random.fold_in(key, i), (augment._DRAWS,)) for i in index]).astype(
+        np.float64
+    )
+
+
+def denormalised(image):
+    return (np.asarray(image, np.float64) * STD + MEAN) * 255
+
+
+def by_pixel(image, label, weight, u, size, scale, flip):
+    """The module's definition for one example, a loop over output pixels, float64; also bool "inside"."""
+    (height, width), (h, w) = label.shape, size
+    s = scale[0] + u[augment._SCALE] * (scale[1] - scale[0])
+    y0, x0 = u[augment._Y] * (s * height - h), u[augment._X] * (s * width - w)
+    if s == 1:
+        y0, x0 = np.round(y0), np.round(x0)
+    out = np.zeros((h, w, 3)), np.full(size, IGNORE), np.zeros(size), np.zeros(size, bool)
+    for i, j in np.ndindex(size):
+        y = (i + 0.5 + y0) / s
+        x = ((w - 1 - j if u[augment._FLIP] < flip else j) + 0.5 + x0) / s
+        if 0 <= y < height and 0 <= x < width:
+            top, left = np.clip(y - 0.5, 0, height - 1), np.clip(x - 0.5, 0, width - 1)
+            r, c = min(int(top), height - 2), min(int(left), width - 2)
+            fy, fx = top - r, left - c
+            four = image[r : r + 2, c : c + 2].astype(np.float64)
+            out[0][i, j] = (1 - fy) * ((1 - fx) * four[0, 0] + fx * four[0, 1]) + fy * (
+                (1 - fx) * four[1, 0] + fx * four[1, 1]
+            )
+            out[1][i, j], out[2][i, j], out[3][i, j] = label[int(y), int(x)], weight[int(y), int(x)], True
+    return out
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("size", "scale"),
+    [
+        ((9, 12), (1, 1)),
+        ((6, 7), (1, 1)),
+        ((12, 10), (1, 1)),
+        ((9, 12), (0.5, 2.0)),
+        ((5, 17), (0.6, 0.9)),
+        ((9, 12), (2, 2)),
+    ],
+)
+def test_geometry_is_the_definition(size, scale, seed):
+    data, key, index = batch(seed=seed), jax.random.key(seed), np.array([0, 5, 1])
+    out = jax.jit(augment.make_augment(size=size, scale=scale, flip=0.5, **PLAIN))(key, data, index)
+    for row, u in enumerate(draws(key, index)):
+        image, label, weight, inside = by_pixel(
+            data["image"][row], data["label"][row], data["weight"][row], u, size, scale, 0.5
+        )
+        np.testing.assert_allclose(denormalised(out["image"][row])[inside], image[inside], atol=2e-2)
+        assert not np.asarray(out["image"][row])[~inside].any()  # the mean colour
+        np.testing.assert_array_equal(out["label"][row], label)
+        np.testing.assert_allclose(out["weight"][row], weight, rtol=1e-6)
+    assert out["image"].dtype == jnp.float32 and out["label"].dtype == jnp.int32 and out["image"].shape[1:3] == size
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_image_and_label_move_together(seed):
+    """The image carries its own coordinates: what colour says and what the label says are one place."""
+    height, width = 10, 13
+    rows, columns = np.mgrid[:height, :width]
+    image = np.stack([20 * rows, 19 * columns, 0 * rows], axis=-1).astype(np.uint8)[None]
+    data = {"image": image, "label": (rows * width + columns).astype(np.int32)[None]}
+    out = TOGETHER(jax.random.key(seed), data, np.array([seed]))
+    inside = np.asarray(out["label"][0]) != -1
+    colour = denormalised(out["image"][0])[inside]
+    place = np.asarray(out["label"][0])[inside]
+    assert inside.sum() > 20
+    assert np.abs(colour[:, 0] / 20 - place // width).max() <= 0.51  # the nearest pixel is at most half a pixel off
+    assert np.abs(colour[:, 1] / 19 - place % width).max() <= 0.51
+
+
+TOGETHER = jax.jit(augment.make_augment(size=(10, 13), scale=(0.5, 2.0), mean=MEAN, std=STD, ignore_label=-1))
+
+
+def test_nothing_to_do_is_normalisation_to_the_bit():
+    data = batch()
+    out = augment.make_augment(size=(9, 12), flip=0.0, **PLAIN)(jax.random.key(0), data, np.arange(3))
+    expected = augment.normalise(data, MEAN, STD)
+    np.testing.assert_array_equal(out["image"], expected["image"])
+    np.testing.assert_allclose(expected["image"], (data["image"] / 255.0 - MEAN) / STD, atol=1e-5)
+    for name in ("label", "weight", "valid"):
+        np.testing.assert_array_equal(out[name], data[name])
+
+
+def test_flips_need_no_gather_and_come_at_their_rate():
+    data, key = batch(rows=400, height=2, width=3), jax.random.key(1)
+    run = jax.jit(augment.make_augment(size=(2, 3), flip=0.3, **PLAIN))
+    assert "gather" not in run.lower(key, data, np.arange(400)).as_text()
+    out = run(key, data, np.arange(400))
+    flipped = draws(key, range(400))[:, augment._FLIP] < 0.3
+    assert 0.22 < flipped.mean() < 0.38
+    for name in ("label", "weight"):
+        np.testing.assert_array_equal(out[name], np.where(flipped[:, None, None], data[name][:, :, ::-1], data[name]))
+    expected = np.where(flipped[:, None, None, None], data["image"][:, :, ::-1], data["image"])
+    np.testing.assert_allclose(denormalised(out["image"]), expected, atol=1e-2)
+
+
+def test_an_example_draws_from_its_own_number_alone():
+    options = {"scale": (0.5, 2.0), "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.2}
+    run = jax.jit(augment.make_augment(size=(8, 8), **options, **PLAIN))
+    data, key = batch(rows=4), jax.random.key(2)
+    whole = run(key, data, np.arange(4))
+    for rows in (np.array([2, 3, 0, 1]), np.array([1, 1, 1, 1])):
+        part = run(key, {name: value[rows] for name, value in data.items()}, rows)
+        np.testing.assert_allclose(part["image"], whole["image"][rows], atol=1e-5)
+        np.testing.assert_array_equal(part["label"], whole["label"][rows])
+
+
+def jitter_by_pixel(image, u, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0):
+    """torchvision's definitions (functional.adjust_*) on one image in [0, 1], float64."""
+
+    def factor(strength, which):
+        return max(0, 1 - strength) + u[which] * (1 + strength - max(0, 1 - strength))
+
+    def grey(x):
+        return x @ [0.2989, 0.587, 0.114]
+
+    image = np.clip(image * factor(brightness, augment._BRIGHTNESS), 0, 1) if brightness else image
+    f = factor(contrast, augment._CONTRAST)
+    image = np.clip(f * image + (1 - f) * grey(image).mean(), 0, 1) if contrast else image
+    f = factor(saturation, augment._SATURATION)
+    image = np.clip(f * image + (1 - f) * grey(image)[..., None], 0, 1) if saturation else image
+    if hue:
+        shift = (2 * u[augment._HUE] - 1) * hue
+        hsv = [colorsys.rgb_to_hsv(*pixel) for pixel in image.reshape(-1, 3)]
+        image = np.array([colorsys.hsv_to_rgb((h + shift) % 1, s, v) for h, s, v in hsv]).reshape(image.shape)
+    return image
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"brightness": 0.4}, {"brightness": 1.5}, {"contrast": 0.5}, {"saturation": 0.7}, {"hue": 0.5},
+        {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1},
+    ],
+)  # fmt: skip
+def test_colours_are_torchvisions(options):
+    data, key = batch(), jax.random.key(4)
+    data["image"][0, :2] = [[[0, 0, 0]], [[90, 90, 90]]]  # greys have no hue
+    out = jax.jit(augment.make_augment(size=(9, 12), flip=0.0, **options, **PLAIN))(key, data, np.arange(3))
+    for row, u in enumerate(draws(key, range(3))):
+        expected = jitter_by_pixel(data["image"][row] / 255.0, u, **options)
+        np.testing.assert_allclose(denormalised(out["image"][row]) / 255, expected, atol=2e-5)
+
+
+def test_contrast_knows_nothing_of_what_lies_outside():
+    """A grey image placed in a larger canvas: its mean is its own grey, contrast leaves it as it is."""
+    data = {"image": np.full((1, 4, 4, 3), 100, np.uint8), "label": np.zeros((1, 4, 4), np.int32)}
+    out = augment.make_augment(size=(9, 9), flip=0.0, contrast=0.9, **PLAIN)(jax.random.key(0), data, np.arange(1))
+    inside = np.asarray(out["label"][0]) == 0
+    assert inside.sum() == 16
+    np.testing.assert_allclose(denormalised(out["image"][0])[inside], 100, atol=1e-2)
+    assert not np.asarray(out["image"][0])[~inside].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"size": (0, 4)}, r"\(0, 4\)"), ({"scale": (2.0, 0.5)}, r"\(2.0, 0.5\)"), ({"scale": (0.0, 1.0)}, "0 < low"),
+     ({"flip": 1.5}, "1.5"), ({"contrast": -0.1}, "contrast is -0.1"), ({"hue": 0.6}, "0.6")],
+)  # fmt: skip
+def test_wrong_options_are_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        augment.make_augment(**{"size": (8, 8), **PLAIN, **options})
