@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
+from segjax.ops.depthwise import depthwise
 from segjax.ops.geometry import Padding, output_size, pad_pairs, per_axis
 from segjax.types import Array
-
-_LAYOUT = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
-
 
 def conv(
     x: Array,
@@ -43,7 +42,7 @@ def conv(
         Dumoulin & Visin 2016, https://arxiv.org/abs/1603.07285.
     """
     rank = kernel.ndim - 2
-    if rank not in _LAYOUT or x.ndim != kernel.ndim:
+    if rank not in (1, 2) or x.ndim != kernel.ndim:
         raise ValueError(f"x {x.shape} with kernel {kernel.shape}: expected [B, W, C] with [kw, I, O], "
                          "or [B, H, W, C] with [kh, kw, I, O]")
     if groups < 1 or x.shape[-1] != groups * kernel.shape[-2] or kernel.shape[-1] % groups:
@@ -53,11 +52,18 @@ def conv(
     size, window = x.shape[1:-1], kernel.shape[:-2]
     pads = pad_pairs(padding, size, window, stride, dilation)
     output_size(size, window, stride, pads, dilation)  # for its error
-    return _plain(x, kernel, stride, pads, dilation, groups)
+    if rank == 1:  # an image of one row
+        return _conv2d(x[:, None], kernel[None], (1, *stride), ((0, 0), *pads), (1, *dilation), groups)[:, 0]
+    return _conv2d(x, kernel, stride, pads, dilation, groups)
 
 
-def _plain(x, kernel, stride, pads, dilation, groups):
+def _conv2d(x, kernel, stride, pads, dilation, groups):
+    if groups > 1 and groups == x.shape[3] == kernel.shape[3]:
+        return depthwise(x, kernel, stride, pads, dilation)
+    if groups == 1 and kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
+        # One matrix product and two for its gradients: XLA's convolution transposes the whole of x for its kernel's.
+        return jnp.einsum("bhwi,io->bhwo", x[:, :: stride[0], :: stride[1]], kernel[0, 0])
     return jax.lax.conv_general_dilated(
-        x, kernel, stride, pads, rhs_dilation=dilation, dimension_numbers=_LAYOUT[len(stride)],
+        x, kernel, stride, pads, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
