@@ -5,7 +5,7 @@ import numpy as np
 
 
 def draw(shapes, seed: int = 0, gain: float = 0.7):
-    """Returns NumPy variables: He kernels (fan-in) times a gain, scales and variances in 0.5-1.5, small other values."""
+    """Returns NumPy variables: He kernels (fan-in) times a gain, scales and variances in 0.5-1.5, small others."""
     rng = np.random.default_rng(seed)
 
     def leaf(path, like):

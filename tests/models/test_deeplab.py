@@ -29,9 +29,11 @@ def test_segmentation_models_pytorch(golden_dir, backbone, classes):
     rename = golden.renamer(backbone, "encoder.", golden.SMP_DEEPLABV3PLUS, "backbone/")
     variables = golden.convert(case.state_dict, rename, shapes(module))
 
+    def keep(module, _):
+        return module.name in ("backbone", "aspp", "aspp_out", "low_level", "decoder1", "head")
+
     @jax.jit
     def forward(variables, image):
-        keep = lambda one, _: one.name in ("backbone", "aspp", "aspp_out", "low_level", "decoder1", "head")
         return module.apply(variables, image, capture_intermediates=keep, mutable=["intermediates"])
 
     outputs, inner = forward(variables, case.image)
@@ -85,8 +87,8 @@ def test_aligned_corners_keep_their_values():
     """With align_corners the corner pixels' logits are those of the head's corners."""
     module = models.build("deeplab", num_classes=2, backbone="resnet18", width=0.125, align_corners=True)
     image = np.random.default_rng(0).normal(size=(1, 41, 50, 3)).astype(np.float32)
-    forward = functools.partial(module.apply, mutable=["intermediates"], capture_intermediates=lambda m, _: m.name == "head")
-    outputs, inner = jax.jit(forward)(draw(shapes(module)), image)
+    capture = {"mutable": ["intermediates"], "capture_intermediates": lambda inner, _: inner.name == "head"}
+    outputs, inner = jax.jit(functools.partial(module.apply, **capture))(draw(shapes(module)), image)
     (head,) = inner["intermediates"]["head"]["__call__"]
     assert head.shape[1:3] == (11, 13)
     np.testing.assert_allclose(outputs["logits"][:, ::40, ::49], head[:, ::10, ::12], rtol=1e-5, atol=1e-6)

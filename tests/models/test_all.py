@@ -1,0 +1,196 @@
+"""One table of models, and the properties each of them must have. A new model is one row."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from drawn import draw
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from segjax import models
+
+K = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A small model, and the parameters its full-size form is known to have with 21 classes."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...]  # small: the tests are about properties, not about size
+    published: tuple[tuple[str, Any], ...] = ()
+    parameters: int = 0
+
+    def build(self, **more):
+        return models.build(self.name, num_classes=K, **{**dict(self.options), **more})
+
+
+SMALL = (("width", 0.25), ("aspp_channels", 16), ("decoder_channels", 16), ("low_level_channels", 8))
+SMP = {"aspp_rates": (12, 24, 36), "aspp_out_conv": True, "decoder_convs": 1, "depthwise_norm": False}
+ROWS = {
+    "deeplab-mobilenet_v2": Row(
+        "deeplab",
+        (("backbone", "mobilenet_v2"), *SMALL),
+        # smp.DeepLabV3Plus("mobilenet_v2", classes=21)
+        tuple({"backbone": "mobilenet_v2", **SMP}.items()),
+        4_383_653,
+    ),
+    "deeplab-resnet18-plain": Row(
+        "deeplab",
+        (("backbone", "resnet18"), ("separable", False), ("output_stride", 8), *SMALL),
+        # smp.DeepLabV3Plus("resnet50", classes=21)
+        tuple({"backbone": "resnet50", **SMP}.items()),
+        26_682_725,
+    ),
+}
+
+
+def compiled(function, **options):
+    """``jax.jit`` at half the compile time; the tests that use it run a program once or twice."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
+
+
+def image_of(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@functools.cache
+def variables_of(row, channels=3):
+    image = jax.ShapeDtypeStruct((1, 32, 32, channels), np.float32)
+    return draw(jax.eval_shape(row.build().init, jax.random.key(0), image))
+
+
+@functools.cache
+def forward(row, dtype="float32"):
+    return compiled(row.build(dtype=dtype).apply)
+
+
+def loss_and_gradients(module, variables, image):
+    """Returns (loss, outputs, new statistics) and the gradients of a loss that no symmetry makes zero."""
+    weights = image_of(*image.shape[:3], K, seed=1)
+
+    def loss(params, batch_stats):
+        variables = {"params": params, "batch_stats": batch_stats}
+        outputs, stats = module.apply(variables, image, train=True, key=jax.random.key(5))
+        return jnp.sum(weights * outputs["logits"]), (outputs, stats)
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    (value, (outputs, stats)), gradients = gradient(variables["params"], variables["batch_stats"])
+    return value, outputs, stats, gradients
+
+
+def zero_or_not_finite(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path) for path, leaf in leaves if not (np.all(np.isfinite(leaf)) and np.any(leaf))]
+
+
+@pytest.fixture(params=ROWS)
+def row(request):
+    return ROWS[request.param]
+
+
+def test_every_model_has_a_row():
+    assert {row.name for row in ROWS.values()} == set(models.known())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (15, 17), (33, 47), (64, 64), (97, 130)])
+def test_logits_at_the_size_of_the_input(row, size):
+    for batch, dtype in ((1, "float32"), (3, "bfloat16")):
+        image = jax.ShapeDtypeStruct((batch, *size, 3), np.float32)
+        outputs = jax.eval_shape(row.build(dtype=dtype).apply, variables_of(row), image)
+        assert outputs["logits"].shape == (batch, *size, K) and outputs["logits"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_number_of_input_channels(row, channels):
+    outputs = jax.eval_shape(row.build().apply, variables_of(row, channels), jnp.zeros((1, 32, 32, channels)))
+    assert outputs["logits"].shape == (1, 32, 32, K)
+
+
+def test_parameter_count(row):
+    module = models.build(row.name, num_classes=21, **dict(row.published))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == row.parameters
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+
+def test_init_is_deterministic_and_of_float32(row):
+    """The shapes and dtypes do not depend on the compute dtype, nor the structure on the mode it was made in."""
+    shapes = jax.eval_shape(row.build().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    of_bfloat16 = jax.eval_shape(row.build(dtype="bfloat16").init, jax.random.key(0), jnp.zeros((2, 48, 16, 3)))
+    assert shapes == of_bfloat16
+    assert set(shapes) == {"params", "batch_stats"}
+
+
+def test_gradients_and_statistics(row):
+    """Every parameter has a finite gradient that is not zero, and every statistic moves: an odd size, two images."""
+    variables = variables_of(row)
+    run = compiled(functools.partial(loss_and_gradients, row.build()))
+    value, outputs, stats, gradients = run(variables, image_of(2, 33, 47, 3))
+    assert np.isfinite(value) and outputs["logits"].shape == (2, 33, 47, K)
+    assert not zero_or_not_finite(gradients)
+    assert jax.tree.structure(stats) == jax.tree.structure(variables["batch_stats"])
+    assert not zero_or_not_finite(jax.tree.map(np.subtract, stats, variables["batch_stats"]))
+    assert all(np.all(leaf >= 0) for path, leaf in jax.tree_util.tree_leaves_with_path(stats) if path[-1].key == "var")
+
+
+def test_one_small_image(row):
+    """A batch of one, smaller than the stride: the norm after image pooling sees one value per channel."""
+    run = compiled(functools.partial(loss_and_gradients, row.build()))
+    _, outputs, stats, gradients = run(variables_of(row), image_of(1, 7, 5, 3))
+    assert outputs["logits"].shape == (1, 7, 5, K)
+    for tree in (outputs, stats, gradients):
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def test_bfloat16(row):
+    """Computes in bfloat16, with float32 parameters, statistics, gradients and logits, near the float32 result."""
+    image, variables = image_of(4, 17, 21, 3), variables_of(row)
+    results = jax.eval_shape(functools.partial(loss_and_gradients, row.build(dtype="bfloat16")), variables, image)
+    assert {leaf.dtype for leaf in jax.tree.leaves(results)} == {jnp.dtype("float32")}
+    program = str(jax.make_jaxpr(row.build(dtype="bfloat16").apply)(variables, image))
+    assert not [line for line in program.splitlines() if "conv_general" in line and "f32" in line.partition("=")[0]]
+    fine, coarse = (forward(row, dtype)(variables, image)["logits"] for dtype in ("float32", "bfloat16"))
+    assert 1e-5 < np.linalg.norm(fine - coarse) / np.linalg.norm(fine) < 5e-2
+
+
+def test_evaluation_treats_each_example_alone(row):
+    variables, image = variables_of(row), image_of(4, 17, 21, 3)
+    together = forward(row)(variables, image)["logits"]
+    alone = forward(row)(variables, np.concatenate([image[:1], 0 * image[1:]]))["logits"]
+    np.testing.assert_array_equal(together[0], alone[0])
+    assert not np.array_equal(together[1], alone[1])
+
+
+def test_training_does_not_depend_on_the_number_of_devices(row):
+    """On 1 device, on 4 under jit and on 4 under pmap: the statistics of the global batch, and the same dropout."""
+    variables, image, key = variables_of(row), image_of(4, 17, 21, 3), jax.random.key(2)
+    devices = jax.devices()[:4]
+
+    def apply(module, variables, image, key):
+        return module.apply(variables, image, train=True, key=key)
+
+    single = compiled(functools.partial(apply, row.build()))
+    logits, stats = single(variables, image, key)
+    mesh = Mesh(np.array(devices), ("data",))
+    copied, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    sharded = compiled(functools.partial(apply, row.build()), in_shardings=(copied, split, copied))
+    sharded = sharded(variables, image, key)
+    mapped = functools.partial(apply, row.build(axis_name="data"))
+    mapped = jax.pmap(mapped, "data", in_axes=(None, 0, None), out_axes=(0, None), devices=devices)
+    outputs, mapped_stats = mapped(variables, image.reshape(4, 1, *image.shape[1:]), key)
+
+    def distance(outputs, found):
+        ours, theirs = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(t)]) for t in (outputs, found))
+        return np.linalg.norm(ours - theirs) / np.linalg.norm(ours)
+
+    # Small maps of few examples: norms divide rounding errors by small deviations.
+    for found, found_stats in (sharded, (outputs, mapped_stats)):
+        assert distance(logits, found) < 2e-3 and distance(stats, found_stats) < 1e-4
+    other, _ = single(variables, image, jax.random.key(3))
+    assert distance(logits, other) > 1e-2
+    assert distance(logits, forward(row)(variables, image)) > 1e-2
