@@ -80,14 +80,15 @@ def _evaluate(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> No
     saved, config, classes = trained.read(workdir, overrides)
     ema = config.eval.ema if arguments.ema is None else arguments.ema
     dataset = data.from_config(config.data, config.data.split, classes=classes)
-    check_classes(classes, dataset.classes, f"{workdir}", f"data.split={config.data.split} of {dataset!r}")
+    check_classes(classes, dataset.classes, f"{workdir}", f"{dataset.name}, split {config.data.split!r},")
     trained.start_devices(workdir, arguments.compilation_cache)
     apply, variables, step = trained.restore(workdir, config, classes, which=arguments.checkpoint, ema=ema, warn=_warn)
     rules = protocol.protocol(config, ema=ema)
     for line in protocol.differences(protocol.protocol(saved, ema=saved.eval.ema), rules):
         _warn(f"not the protocol of the run's own evaluations: {line}")
     kind = "moving average of the parameters, " if ema else ""
-    print(f"{workdir}, checkpoint {step} ({arguments.checkpoint}), {kind}{len(dataset)} images of {dataset!r}")
+    print(f"{workdir}, {kind}checkpoint {step} ({arguments.checkpoint})")
+    print(f"{dataset.name}, split {config.data.split!r}: {len(dataset)} images of {len(classes)} classes")
     print(f"compiling the model at {config.data.size[0]}x{config.data.size[1]}; this happens once ...", flush=True)
     with devices.explained(config):
         result = _scores(config, dataset, apply, variables)

@@ -274,7 +274,8 @@ def _resize_axis(x: Array, axis: int, true_in: Array, true_out: Array, padded_ou
     low = jnp.floor(source).astype(jnp.int32)
     high = jnp.minimum(low + 1, true_in - 1)
     weight = jnp.expand_dims(source - low.astype(jnp.float32), [k for k in range(x.ndim) if k != axis])
-    return jnp.take(x, low, axis=axis) * (1 - weight) + jnp.take(x, high, axis=axis) * weight
+    lower, upper = (jnp.take(x, index, axis=axis, mode="clip") for index in (low, high))
+    return lower * (1 - weight) + upper * weight
 
 
 def _arg_max(logits: Array) -> Array:

@@ -43,6 +43,7 @@ def make_predict_images(
     variables = evaluation.place_variables(variables, mesh)
 
     def predict_images(images: Sequence[HostArray]) -> list[HostArray]:
+        """Class ids of each image at its own size."""
         native = np.array([image.shape[:2] for image in images], np.int32)
         batch = _batch(images, native, _canvas(size, fit, native), fit, batch_size)
         padded = tuple(bucket(n) for n in native.max(axis=0).tolist())

@@ -133,7 +133,8 @@ def test_logits_are_resized_as_ops_resize_does():
     for content, native in [((13, 17), (13, 17)), ((13, 17), (29, 40)), ((13, 17), (6, 9)), ((9, 12), (31, 20))]:
         resized = ops.resize(logits[:, : content[0], : content[1]], native, method="bilinear")
         expected = np.asarray(resized[0])
-        ids = resize_and_classify(logits[0], jnp.array(content), jnp.array(native), (64, 64))
+        outside = jnp.full_like(logits[0], jnp.nan).at[: content[0], : content[1]].set(0)
+        ids = resize_and_classify(logits[0] + outside, jnp.array(content), jnp.array(native), (64, 64))
         found = np.asarray(ids)[: native[0], : native[1]]
         assert ids.shape == (64, 64) and ids.dtype == np.uint8
         top = np.sort(expected, axis=-1)
