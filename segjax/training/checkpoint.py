@@ -264,7 +264,8 @@ class Checkpoints:
 
     def _guard(self, call: Callable[[], Any]) -> Any:
         try:
-            return call()
+            with files.quiet_orbax():
+                return call()
         except InputError:
             raise
         except Exception as error:

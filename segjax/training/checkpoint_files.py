@@ -137,7 +137,7 @@ def read(step_folder: pathlib.Path) -> tuple[dict[str, HostArray], dict[str, Any
     """
     info = read_info(step_folder)
     try:
-        with _quiet_orbax():
+        with quiet_orbax():
             tree = ocp.PyTreeCheckpointHandler().restore(step_folder / "state", args=ocp.args.PyTreeRestore())
         leaves = {leaf_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
     except Exception as error:  # orbax raises many types, Exception itself among them, depending on what is damaged
@@ -226,6 +226,27 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     scratch.replace(path)
 
 
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Silences what orbax prints besides raising: hundreds of lines about a file that we expect may be damaged.
+
+    Its log goes through absl. When one read fails, those still under way find their event loop closed and write
+    tracebacks through ``sys.unraisablehook``: those are dropped too, and waited for.
+    """
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda found: None if "Event loop is closed" in str(found.exc_value) else hook(found)
+    try:
+        yield
+    except Exception:
+        time.sleep(_STRAGGLERS_S)
+        raise
+    finally:
+        log.setLevel(level)
+        sys.unraisablehook = hook
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one it was raised from, says that no space is left."""
     while error is not None:
@@ -252,24 +273,3 @@ def _seal(info: Mapping[str, Any]) -> int:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
-
-
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Silences what orbax prints about a file that we expect may be damaged: hundreds of lines.
-
-    Its log goes through absl. Besides, when one read fails, those still under way find their event loop closed and
-    write tracebacks through ``sys.unraisablehook``: those are dropped too, and waited for.
-    """
-    log, hook = logging.getLogger("absl"), sys.unraisablehook
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = lambda found: None if "Event loop is closed" in str(found.exc_value) else hook(found)
-    try:
-        yield
-    except Exception:
-        time.sleep(_STRAGGLERS_S)
-        raise
-    finally:
-        log.setLevel(level)
-        sys.unraisablehook = hook
