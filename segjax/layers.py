@@ -12,13 +12,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from segjax import ops
 from segjax.types import Array, InputError, Outputs, Variables
 
-# Kaiming He et al. 2015, fan-out, as torchvision initialises its backbones. The fan-out of a depthwise kernel is
-# counted as torch counts it, kh * kw * Cout: batch norm follows, so only the step size relative to it is at stake.
-he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+NOISE = "noise"  # the collection through which ``Network.init`` hands every ``Conv`` its share of one draw
 
 
 def from_options(module: type[nn.Module], where: str, options: Mapping[str, Any]) -> nn.Module:
@@ -51,11 +50,25 @@ class Network(nn.Module):
 
     @nn.nowrap
     def init(self, rngs: Any, *args: Any, **linen: Any) -> Variables:
-        """Draws the variables: ``init(key, image) -> {"params", "batch_stats"}``; further keywords are linen's.
+        """Draws the variables: ``init(key, image) -> {"params", "batch_stats"}``.
 
-        Compiled, so that the forward pass, which only the shapes are needed of, is never computed.
+        All kernels come from one draw, since compiling one draw per kernel takes as long as compiling a training
+        step; and compiled, so that the forward pass is left out. A dict of keys or further keywords are linen's,
+        and make this linen's own ``init``, which draws other numbers of the same distributions.
         """
-        return super().init(rngs, *args, **linen) if linen else jax.jit(super().init)(rngs, *args)
+        if linen or isinstance(rngs, Mapping):
+            return super().init(rngs, *args, **linen)
+        plain_init, plain_apply = super().init, super().apply
+
+        @jax.jit
+        def _init(key: Array, *args: Any) -> Variables:
+            leaves, tree = jax.tree.flatten(jax.eval_shape(plain_init, key, *args)["params"])
+            ends = np.cumsum([leaf.size for leaf in leaves])
+            parts = jnp.split(jax.random.normal(key, (int(ends[-1]),)), ends[:-1])
+            noise = tree.unflatten([part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+            return plain_apply({NOISE: noise}, *args, rngs={"params": key}, mutable=["params", "batch_stats"])[1]
+
+        return _init(rngs, *args)
 
     @nn.nowrap
     def apply(
@@ -97,8 +110,11 @@ class Conv(nn.Module):
         features: Cout.
         size: the kernel's rows and columns, odd.
         stride, dilation, groups: as in ``ops.conv``; output rows are ceil(H / stride).
-        bias: adds one number per output channel.
-        kernel_init: draws f32[size, size, Cin / groups, Cout].
+        bias: adds one number per output channel, at first 0.
+        deviation: of the normal distribution the kernel is drawn from; None: sqrt(2 / (size^2 Cout)), which is He's
+            rule by the fan-out as torchvision counts it (for depthwise kernels too).
+
+    Source: He et al. 2015, section 2.2, https://arxiv.org/abs/1502.01852.
     """
 
     features: int
@@ -107,18 +123,25 @@ class Conv(nn.Module):
     dilation: int = 1
     groups: int = 1
     bias: bool = False
-    kernel_init: Callable[..., Array] = he_fan_out
+    deviation: float | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, Cin] to [B, ceil(H / stride), ceil(W / stride), Cout]."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
+        kernel = self.param("kernel", self._draw, shape).astype(x.dtype)
         padding = self.dilation * (self.size // 2)
         y = ops.conv(x, kernel, stride=self.stride, padding=padding, dilation=self.dilation, groups=self.groups)
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)[None, None, None]
         return y
+
+    @nn.nowrap
+    def _draw(self, key: Array, shape: tuple[int, ...]) -> Array:
+        drawn = self.has_variable(NOISE, "kernel")
+        noise = self.get_variable(NOISE, "kernel") if drawn else jax.random.normal(key, shape)
+        deviation = (2 / (self.size**2 * self.features)) ** 0.5 if self.deviation is None else self.deviation
+        return deviation * noise
 
 
 class BatchNorm(nn.Module):

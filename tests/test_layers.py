@@ -192,11 +192,33 @@ def test_network_is_a_pure_function():
     Tiny(rate=0.0).apply(variables, image, train=True)  # nothing random: no key is needed
 
 
+class Deep(layers.Network):
+    """Three kernels of one shape, one of them of another deviation."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False, targets=None):
+        x = layers.Conv(64, 3, name="a")(layers.Conv(64, 3, name="b")(x))
+        return {"logits": layers.Conv(64, 3, deviation=0.5, bias=True, name="c")(x)}
+
+
+def test_init_draws_every_kernel_by_its_own_rule():
+    module, image = Deep(), normal(1, 8, 8, 64)
+    params = module.init(jax.random.key(0), image)["params"]
+    kernels = {name: np.asarray(params[name]["kernel"]) for name in "abc"}
+    for name, deviation in (("a", (2 / (9 * 64)) ** 0.5), ("b", (2 / (9 * 64)) ** 0.5), ("c", 0.5)):
+        assert abs(kernels[name].std() / deviation - 1) < 3 / (2 * kernels[name].size) ** 0.5
+    for one, other in (("a", "b"), ("b", "c")):
+        correlation = np.corrcoef(kernels[one].ravel(), kernels[other].ravel())[0, 1]
+        assert abs(correlation) < 4 / kernels[one].size ** 0.5
+    assert not np.any(params["c"]["bias"])
+    jax.tree.map(np.testing.assert_array_equal, params, module.init(jax.random.key(0), normal(2, 5, 6, 64))["params"])
+    assert np.all(module.init(jax.random.key(1), image)["params"]["a"]["kernel"] != kernels["a"])
+
+
 def test_network_is_a_plain_linen_module_too():
     module, image, key = Tiny(), normal(2, 5, 4, 3), jax.random.key(3)
-    variables = module.init({"params": jax.random.key(0)}, image, mutable=["params", "batch_stats"])
-    drawn = module.init(jax.random.key(0), image)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), drawn, variables)
+    variables = module.init({"params": jax.random.key(0)}, image)
+    assert jax.eval_shape(module.init, jax.random.key(0), image) == jax.eval_shape(lambda: variables)
     rngs = {"dropout": key}
     outputs, updates = module.apply(variables, image, train=True, mutable=["batch_stats"], rngs=rngs)
     mine, stats = module.apply(variables, image, train=True, key=key)

@@ -54,7 +54,7 @@ class Model(layers.Network):
         output_stride: 16, or 8 (finer, about three times the work of the last stages).
         width: a factor of the backbone's channel counts.
         dilate_first_block: see ``backbones.geometry``.
-        aspp_rates: dilations of the pyramid; None is the paper's (6, 12, 18) at stride 16, (12, 24, 36) at 8.
+        aspp_rates: dilations of the pyramid; None or () is the paper's (6, 12, 18) at stride 16, (12, 24, 36) at 8.
         aspp_channels: of each of its branches and of its output.
         aspp_dropout: rate after the pyramid's last convolution.
         aspp_out_conv: one more 3x3 convolution after the pyramid.
@@ -142,7 +142,7 @@ class Model(layers.Network):
         x = jnp.concatenate([x, low], axis=-1)
         for number in range(1, self.decoder_convs + 1):
             x = conv3x3(self.decoder_channels, name=f"decoder{number}")(x, train=train)
-        x = layers.Conv(self.num_classes, bias=True, kernel_init=nn.initializers.normal(0.01), name="head")(x)
+        x = layers.Conv(self.num_classes, bias=True, deviation=0.01, name="head")(x)
         size = image.shape[1:3]
         x = ops.resize(x.astype(jnp.float32), size, method="bilinear", align_corners=self.align_corners)
         return {"logits": x}
