@@ -166,7 +166,7 @@ def _progress(split: str) -> Any:
     last = [time.monotonic()]
     live = sys.stderr.isatty()
 
-    def show(done: int, of: int) -> None:
+    def _show(done: int, of: int) -> None:
         now = time.monotonic()
         if live and (done == of or now - last[0] > 0.1):
             sys.stderr.write(f"\rreading {split}: {done}/{of}" + ("\n" if done == of else ""))
@@ -177,7 +177,7 @@ def _progress(split: str) -> Any:
         sys.stderr.flush()
         last[0] = now
 
-    return show
+    return _show
 
 
 def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], list[str], str]:

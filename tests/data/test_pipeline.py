@@ -47,7 +47,7 @@ def _take(count, dataset=None, **options):
         return list(itertools.islice(batches, count))
 
 
-def _same(a, b):
+def _assert_same(a, b):
     assert len(a) == len(b)
     for one, other in zip(a, b, strict=True):
         assert one.keys() == other.keys()
@@ -89,7 +89,7 @@ def test_neighbouring_seeds_do_not_repeat_each_other_an_epoch_later():
 def test_a_restart_needs_the_step_alone(start, workers):
     for fit in ("stretch", "crop"):
         whole = _take(12, fit=fit)
-        _same(_take(12 - start, start_step=start, workers=workers, fit=fit), whole[start:])
+        _assert_same(_take(12 - start, start_step=start, workers=workers, fit=fit), whole[start:])
 
 
 def test_the_last_step_ends_the_sequence_and_the_place_is_known():
@@ -105,12 +105,12 @@ def test_processes_share_each_global_batch_by_rows(count):
     whole = _take(6)
     parts = [_take(6, process_index=p, process_count=count) for p in range(count)]
     joined = [{key: np.concatenate([part[s][key] for part in parts]) for key in whole[s]} for s in range(6)]
-    _same(joined, whole)
+    _assert_same(joined, whole)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_thread_count_changes_nothing(workers):
-    _same(_take(9, workers=workers, fit="crop"), _take(9, fit="crop"))
+    _assert_same(_take(9, workers=workers, fit="crop"), _take(9, fit="crop"))
 
 
 def test_worker_processes_give_the_same_bits(tmp_path):
@@ -121,7 +121,7 @@ def test_worker_processes_give_the_same_bits(tmp_path):
             Image.fromarray(array).save(tmp_path / place / f"{i}.png")
     dataset = folder.make(split="train", root=str(tmp_path))
     options = {"fit": "crop", "start_step": 1, "cache": True}
-    _same(_take(4, dataset, **options, worker_mode="processes"), _take(4, dataset, **options))
+    _assert_same(_take(4, dataset, **options, worker_mode="processes"), _take(4, dataset, **options))
     (tmp_path / "trainannot" / "3.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="3.png: not an image"):
         _take(
@@ -144,9 +144,9 @@ def test_a_bad_record_surfaces_as_it_is(workers):
 def test_the_cache_reads_each_example_once_and_is_shared():
     dataset = Set()
     plain = _take(8, fit="pad")
-    _same(_take(8, dataset, fit="pad", cache=True, workers=0), plain)
+    _assert_same(_take(8, dataset, fit="pad", cache=True, workers=0), plain)
     assert dataset.reads == 7
-    _same(_take(8, dataset, fit="pad", cache=True), plain)
+    _assert_same(_take(8, dataset, fit="pad", cache=True), plain)
     assert dataset.reads == 7
     _take(2, dataset, fit="stretch", cache=True, workers=0)  # another canvas
     assert dataset.reads > 7
@@ -210,13 +210,13 @@ def test_evaluation_over_processes_has_equal_steps_and_shapes(fit):
         ]
         assert {len(part) for part in parts} == {2}
         joined = [{key: np.concatenate([part[s][key] for part in parts]) for key in whole[s]} for s in range(2)]
-        _same(joined, whole)
+        _assert_same(joined, whole)
 
 
 def test_evaluation_by_worker_processes_is_the_same():
     dataset = Set(sizes=SIZES[:3])
     options = {"size": (6, 8), "batch_size": 2}
-    _same(
+    _assert_same(
         list(pipeline.eval_batches(dataset, **options, worker_mode="processes", workers=1)),
         list(pipeline.eval_batches(dataset, **options)),
     )
