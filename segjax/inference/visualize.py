@@ -225,7 +225,7 @@ def comparison(
         image = np.asarray(Image.fromarray(picture["image"]).resize(label.shape[::-1], Image.Resampling.BICUBIC))
         counted = (label >= 0) & (label < len(classes)) & (label != classes.ignore_label)
         right = np.mean((prediction == label)[counted]) if counted.any() else float("nan")
-        label = np.where(counted, label, -1)
+        label = np.where(counted, label.astype(np.int32), -1)
         cells += [
             Cell(image, f"no. {picture['index']}"),
             Cell(colourize(label, classes.palette)),
