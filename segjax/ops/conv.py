@@ -61,9 +61,38 @@ def _conv2d(x, kernel, stride, pads, dilation, groups):
     if groups > 1 and groups == x.shape[3] == kernel.shape[3]:
         return depthwise(x, kernel, stride, pads, dilation)
     if groups == 1 and kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
-        # One matrix product and two for its gradients: XLA's convolution transposes the whole of x for its kernel's.
-        return jnp.einsum("bhwi,io->bhwo", x[:, :: stride[0], :: stride[1]], kernel[0, 0])
+        return _pointwise(x[:, :: stride[0], :: stride[1]], kernel[0, 0])
     return jax.lax.conv_general_dilated(
         x, kernel, stride, pads, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+@jax.custom_vjp
+def _pointwise(x, kernel):
+    return jnp.einsum("bhwi,io->bhwo", x, kernel)
+
+
+def _pointwise_forward(x, kernel):
+    return _pointwise(x, kernel), (x, kernel)
+
+
+def _pointwise_backward(saved, g):
+    """Two matrix products, the kernel's over rows of pixels.
+
+    Contracted over batch, rows and columns apart, XLA's CPU back end transposes g inside the fusion that computes it:
+    512x128 over 4x24x32 pixels took 17 ms, against 5 ms for the same sum over one axis.
+    """
+    x, kernel = saved
+
+    def one_axis(x, g):
+        return jnp.einsum("ni,no->io", x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
+
+    def plain(x, g):
+        return jnp.einsum("bhwi,bhwo->io", x, g)
+
+    dx = jnp.einsum("bhwo,io->bhwi", g, kernel)
+    return dx, jax.lax.platform_dependent(x, g, cpu=one_axis, default=plain)
+
+
+_pointwise.defvjp(_pointwise_forward, _pointwise_backward)
