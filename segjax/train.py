@@ -2,21 +2,20 @@
 
     python -m segjax.train --config=experiments/deeplab.py[:MODE] [--workdir=DIR] [--config.KEY=VALUE ...]
 
-  --config=FILE[:MODE]   the experiment; MODE is passed to its get_config
-  --config.KEY=VALUE     replaces one value of it; the keys are listed below
-  --workdir=DIR          where everything goes; runs/<experiment> by default
-  --compilation_cache=DIR   compiled programs are kept there (the workdir's own folder by default; "" for none)
-  --distributed          one of several processes: the cluster (SLURM, a TPU slice, Open MPI) tells jax the rest
-  --coordinator=HOST:PORT --processes=N --process=I    the same, told by hand
-  --help                 this text and every key of the config
+--config=FILE[:MODE]     the experiment; MODE is passed to its get_config
+--config.KEY=VALUE       replaces one value of it
+--workdir=DIR            where everything goes; runs/<experiment> by default
+--compilation_cache=DIR  compiled programs are kept there (the workdir's own folder by default; "" for none)
+--distributed            one of several processes: the cluster (SLURM, a TPU slice, Open MPI) tells jax the rest
+--coordinator=HOST:PORT --processes=N --process=I    the same, told by hand
+--help                   this text; with --config also every key of that experiment
 """
 
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import jax
 from ml_collections import ConfigDict
 
 from segjax import config as configs
@@ -32,10 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments, config = _parse(argv)
-        if config is None:
+        arguments, overrides = configs.parse(_parser(), argv)
+        if arguments.help:
+            _help(arguments, overrides)
             return 0
-        return _train(arguments, config, ["python", "-m", "segjax.train", *argv])
+        return _train(arguments, _config(arguments, overrides), ["python", "-m", "segjax.train", *argv])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict | None]:
-    """The arguments and the resolved config; no config where --help was all that was asked."""
-    rest, overrides = configs.split_arguments(argv)
-    parser = argparse.ArgumentParser(prog="python -m segjax.train", add_help=False, allow_abbrev=False)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m segjax.train", add_help=False, allow_abbrev=False, exit_on_error=False
+    )
     parser.add_argument("--config", default="")
     parser.add_argument("--workdir", default="")
     parser.add_argument("--compilation_cache", default=None)
@@ -56,23 +56,21 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict | None]:
     parser.add_argument("--processes", type=int, default=None)
     parser.add_argument("--process", type=int, default=None)
     parser.add_argument("-h", "--help", action="store_true")
-    arguments, unknown = parser.parse_known_args(rest)
-    flags = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    for flag in unknown:
-        hint = configs.nearest(flag.partition("=")[0], flags)
-        raise InputError(f"unknown argument {flag}{hint or '; --help lists them'}")
-    if arguments.help:
-        print(__doc__.strip())
-        if arguments.config:
-            config = configs.override(configs.load_experiment(arguments.config), overrides)
-            print(f"\nThe config of {arguments.config}:\n\n{configs.describe(config)}")
-        else:
-            print("\nGive --config=experiments/deeplab.py with --help to see the keys of that experiment.")
-        return arguments, None
+    return parser
+
+
+def _config(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> ConfigDict:
     if not arguments.config:
         raise InputError("--config is missing: python -m segjax.train --config=experiments/deeplab.py")
-    config = configs.override(configs.load_experiment(arguments.config), overrides)
-    return arguments, workdirs.absolute_root(config)
+    return workdirs.absolute_root(configs.override(configs.load_experiment(arguments.config), overrides))
+
+
+def _help(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> None:
+    print(__doc__.strip())
+    if arguments.config:
+        print(f"\nThe config of {arguments.config}:\n\n{configs.describe(_config(arguments, overrides))}")
+    else:
+        print("\nWith --config=experiments/deeplab.py, --help also lists the keys of that experiment.")
 
 
 def _train(arguments: argparse.Namespace, config: ConfigDict, command: list[str]) -> int:

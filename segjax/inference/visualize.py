@@ -249,20 +249,6 @@ def prediction_pictures(pictures: Sequence[Mapping[str, Any]], classes: Classes)
     return [comparison([picture], classes) for picture in pictures]
 
 
-def grid(pictures: Sequence[HostArray]) -> HostArray:
-    """Pictures below each other on one white page.
-
-    Args:
-        pictures: u8[h, w, 3] of any sizes, one or more.
-
-    Returns:
-        u8[sum of h, largest w, 3].
-    """
-    width = max(picture.shape[1] for picture in pictures)
-    padded = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
-    return np.concatenate(padded)
-
-
 def save(path: str | os.PathLike, picture: HostArray) -> None:
     """Writes u8[H, W, 3] as a PNG file, in one step: a page that shows it never finds half of it."""
     path = pathlib.Path(path)

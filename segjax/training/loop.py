@@ -128,8 +128,9 @@ class _Judge:
         self.log.scalars(step, scalars | per_class)
         self.line.evaluated(step, result["miou"])
         if result["pictures"] and jax.process_index() == 0:
-            pictures = visualize.prediction_pictures(result["pictures"], self.dataset.classes)
-            self.log.images(step, "val/predictions", visualize.grid(pictures))
+            classes = self.dataset.classes
+            self.log.images(step, "val/predictions", visualize.comparison(result["pictures"], classes))
+            pictures = visualize.prediction_pictures(result["pictures"], classes)
             folder = self.workdir / "pictures"
             folder.mkdir(exist_ok=True)
             for number, picture in enumerate(pictures):
@@ -211,7 +212,7 @@ def _finish(
         "step": config.train.steps,
         "miou": scores["miou"],
         "pixel_accuracy": scores["pixel_accuracy"],
-        "iou": {name: float(iou) for name, iou in zip(names, judge.last[1]["iou"], strict=True)},
+        "iou": {n: float(iou) if np.isfinite(iou) else None for n, iou in zip(names, judge.last[1]["iou"], strict=True)},
         "split": config.data.split,
         "best_step": best,
         "protocol": protocol.protocol(config, ema=config.eval.ema),
@@ -223,5 +224,5 @@ def _finish(
     report.write(workdir)
     print(f"\nFinished: step {summary['step']}, validation mIoU {scores['miou']:.4f}, best at step {best}.")
     for name, iou in summary["iou"].items():
-        print(f"  {name:<20} IoU {iou:.4f}")
+        print(f"  {name:<20} IoU {'absent' if iou is None else format(iou, '.4f')}")
     print(workdirs.next_commands(workdir), flush=True)

@@ -100,8 +100,7 @@ def test_pictures_of_an_evaluation(tmp_path):
     ]
     pages = visualize.prediction_pictures(pictures, CLASSES)
     assert len(pages) == 2 and all((page == visualize.WRONG).all(axis=-1).any() for page in pages)
-    page = visualize.grid([*pages, image])
-    assert page.shape == (2 * pages[0].shape[0] + 60, pages[0].shape[1], 3)
+    page = pages[0]
     both = visualize.comparison(pictures, CLASSES, title="two")
     assert both.shape[0] > pages[0].shape[0]
     visualize.save(tmp_path / "page.png", page)
