@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from segjax import config as configs
 from segjax.training import devices, loop, signals, workdirs
+from segjax.training.checkpoint_files import is_disk_full
 from segjax.types import InputError
 
 
@@ -38,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _train(arguments, _config(arguments, overrides), ["python", "-m", "segjax.train", *argv])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print(f"error: disk full: {error}; make room and run the same command again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted; the same command continues from the last checkpoint.", file=sys.stderr)

@@ -194,6 +194,26 @@ def test_kill_9_ten_times_at_random_moments(runs, reference, tmp_path):
     assert any(status == -9 and steps for status, _, steps in outcomes)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_that_fills_up_and_is_cleared(runs, reference, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        process = runs.start(disk / "run")
+        output = process.communicate(timeout=TIMEOUT_S)[0]
+        assert process.returncode == 2, output
+        assert "error: disk full" in output and str(disk) in output and "Traceback" not in output
+        assert steps_of(disk / "run")
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        assert "continuing from the checkpoint of step" in runs.finish(disk / "run")
+        assert_as_if_never_interrupted(disk / "run", reference)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_a_finished_run_says_so_and_is_left_alone(runs, reference, capsys):
     before = {path: path.stat().st_mtime_ns for path in reference.rglob("*")}
     assert train.main(runs.arguments(reference)) == 0

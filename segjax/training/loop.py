@@ -135,6 +135,7 @@ class _Judge:
             folder.mkdir(exist_ok=True)
             for number, picture in enumerate(pictures):
                 visualize.save(folder / f"val-{number:03d}.png", picture)
+        if jax.process_index() == 0:
             report.write(self.workdir)
 
 

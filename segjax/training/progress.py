@@ -94,6 +94,9 @@ class Progress:
     def evaluated(self, step: int, miou: float) -> None:
         """Prints what an evaluation found; the time it took does not count as the time of a step."""
         self._miou = miou
+        if self._shown:  # it is out of date
+            self._stream.write(_CLEAR)
+            self._shown = ""
         self.say(f"step {step}/{self._total}  validation mIoU {miou:.4f}")
         self._window.clear()
 
