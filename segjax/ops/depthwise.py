@@ -11,6 +11,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
+from segjax.ops.geometry import interleave, phases
 from segjax.types import Array
 
 Pair = tuple[int, int]
@@ -71,6 +72,8 @@ def _shifted(x, offsets, out, stride):
     Small shifts at stride 1 are slices of one padded copy; strides and shifts by a good part of the image (atrous
     pyramids) pad and cut each one by itself, which measured 3 to 20 times faster there than a copy that large.
     """
+    if not offsets:
+        return
     spans = [(min(o), max(o) + (m - 1) * s + 1) for o, m, s in zip(zip(*offsets, strict=True), out, stride, strict=True)]
     zero = jnp.zeros((), x.dtype)
     pads = [(max(0, -first), max(0, last - n)) for (first, last), n in zip(spans, x.shape[1:3], strict=True)]
@@ -113,18 +116,8 @@ def _kernel_gradient(x, kernel_shape, g, stride, pads, dilation):
 
 
 def _input_gradient(shape, kernel, g, stride, pads, dilation):
-    """dx[r] = sum of g[i] kernel[u] over s i + d u - low = r: for each r mod s a sum of shifts of g, then interleaved."""
+    """For pixels of each phase (r mod stride) a sum of shifts of g; then the phases interleaved."""
     quotient = tuple(-(-n // s) for n, s in zip(shape[1:3], stride, strict=True))
-    taps = list(itertools.product(*map(range, kernel.shape[:2])))
-    phases = []
-    for phase in itertools.product(*map(range, stride)):
-        places = [[p + low - d * t for p, (low, _), d, t in zip(phase, pads, dilation, tap, strict=True)] for tap in taps]
-        here = [(tuple(a // s for a, s in zip(place, stride, strict=True)), kernel[(*tap, 0)])
-                for place, tap in zip(places, taps, strict=True) if all(a % s == 0 for a, s in zip(place, stride, strict=True))]
-        zero = jnp.zeros((shape[0], *quotient, shape[3]), g.dtype)
-        phases.append(_sum_of_taps(g, here, quotient, (1, 1)) if here else zero)
-    if stride == (1, 1):
-        return phases[0]
-    y = jnp.stack(phases).reshape(*stride, shape[0], *quotient, shape[3])
-    y = y.transpose(2, 3, 0, 4, 1, 5).reshape(shape[0], quotient[0] * stride[0], quotient[1] * stride[1], shape[3])
-    return y[:, : shape[1], : shape[2]]
+    parts = [_sum_of_taps(g, [(offset, kernel[(*tap, 0)]) for tap, offset in pairs], quotient, (1, 1))
+             for pairs in phases(kernel.shape[:2], stride, pads, dilation)]
+    return interleave(parts, stride, shape)

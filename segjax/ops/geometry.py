@@ -1,6 +1,11 @@
-"""Static geometry of windowed operations: arguments per axis, padding pairs and output sizes."""
+"""Geometry of windowed operations: arguments per axis, padding pairs, output sizes, and which window reads a pixel."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+
+from segjax.types import Array
 
 Padding = int | str | Sequence[int | tuple[int, int]]
 
@@ -94,3 +99,47 @@ def output_size(
                              f"more than input size {tuple(size)} padded by {tuple(pads)}")
         sizes.append((n + low + high - span) // s + 1)
     return tuple(sizes)
+
+
+def phases(
+    window: Sequence[int], stride: Sequence[int], pads: Sequence[tuple[int, int]], dilation: Sequence[int]
+) -> Iterator[list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """Turns round which window reads which pixel, as gradients of windowed operations need it.
+
+    Tap t of window i reads pixel s i + d t - low. So pixel s q + p is read by tap t of window q + o, where
+    s o = p + low - d t; taps for which that has no solution never read pixels of phase p.
+
+    Args:
+        window: taps per axis.
+        stride: pixels per axis between windows.
+        pads: (low, high) padding per axis.
+        dilation: pixels per axis between taps.
+
+    Yields:
+        for each phase p in row order: its (tap t, offset o) pairs, taps in row order.
+    """
+    for phase in itertools.product(*map(range, stride)):
+        pairs = []
+        for tap in itertools.product(*map(range, window)):
+            places = [p + low - d * t for p, (low, _), d, t in zip(phase, pads, dilation, tap, strict=True)]
+            if all(place % s == 0 for place, s in zip(places, stride, strict=True)):
+                pairs.append((tap, tuple(place // s for place, s in zip(places, stride, strict=True))))
+        yield pairs
+
+
+def interleave(parts: list[Array], stride: tuple[int, int], shape: tuple[int, ...]) -> Array:
+    """Puts part (p, q) of s_h x s_w parts, [B, ceil(H / s_h), ceil(W / s_w), C], at pixels (s_h i + p, s_w j + q).
+
+    Args:
+        parts: in row order.
+        stride: (s_h, s_w).
+        shape: (B, H, W, C) of the whole.
+
+    Returns:
+        [B, H, W, C].
+    """
+    if len(parts) == 1:
+        return parts[0]
+    batch, height, width, channels = parts[0].shape
+    y = jnp.stack(parts).reshape(*stride, batch, height, width, channels).transpose(2, 3, 0, 4, 1, 5)
+    return y.reshape(batch, height * stride[0], width * stride[1], channels)[:, : shape[1], : shape[2]]

@@ -1,12 +1,13 @@
 """Pooling: maxima with their places, and averages over adaptive windows."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.ops.geometry import output_size, per_axis
+from segjax.ops.geometry import interleave, output_size, per_axis, phases
 from segjax.ops.resize import apply_matrices
 from segjax.types import Array, HostArray
 
@@ -132,6 +133,7 @@ def _max_and_index(x, window, stride, pads, dilation):
     return best, index
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _max(x, window, stride, pads, dilation):
     output_size(x.shape[1:3], window, stride, pads, dilation)  # for its error
     if max(dilation) > 1:  # XLA has no gradient of a dilated window
@@ -139,3 +141,50 @@ def _max(x, window, stride, pads, dilation):
     return jax.lax.reduce_window(
         x, _lowest(x.dtype), jax.lax.max, (1, *window, 1), (1, *stride, 1), ((0, 0), *pads, (0, 0))
     )
+
+
+def _max_forward(x, window, stride, pads, dilation):
+    y = _max(x, window, stride, pads, dilation)
+    return y, (x, y)
+
+
+def _max_backward(window, stride, pads, dilation, saved, g):
+    """On a CPU XLA's select-and-scatter took 27 ms for 4x96x128x64 (3x3, stride 2), the sum over taps 2.3 ms.
+
+    A window of many taps is left to XLA: the sum would compile to a program of their number squared.
+    """
+    geometry = (window, stride, pads, dilation)
+
+    def plain(x, y, g):
+        return jax.vjp(lambda x: _max.fun(x, *geometry), x)[1](g)[0]
+
+    if window[0] * window[1] > 16:
+        return (plain(*saved, g),)
+    return (jax.lax.platform_dependent(*saved, g, cpu=functools.partial(_tap_gradient, *geometry), default=plain),)
+
+
+_max.defvjp(_max_forward, _max_backward)
+
+
+def _tap_gradient(window, stride, pads, dilation, x, y, g):
+    """Sends g to the first tap that equals the maximum: each pixel sums what the windows that read it send."""
+    number = {tap: n for n, (tap, _) in enumerate(_taps(x, window, stride, pads, dilation))}
+    first = jnp.full(y.shape, -1, jnp.int32)
+    for tap, value in reversed(list(_taps(x, window, stride, pads, dilation))):
+        first = jnp.where(value == y, number[tap], first)
+    quotient = tuple(-(-n // s) for n, s in zip(x.shape[1:3], stride, strict=True))
+    pairs_of_phase = list(phases(window, stride, pads, dilation))
+    offsets = [offset for pairs in pairs_of_phase for _, offset in pairs]
+    low, high = zip(*((max(0, -min(o)), max(0, max(o) + q - m)) for o, q, m in
+                      zip(zip(*offsets, strict=True), quotient, y.shape[1:3], strict=True)), strict=True)
+    edges = ((0, 0), *zip(low, high, strict=True), (0, 0))
+    first, g = jnp.pad(first, edges, constant_values=-1), jnp.pad(g, edges)
+    parts = []
+    for pairs in pairs_of_phase:
+        part = jnp.zeros((x.shape[0], *quotient, x.shape[3]), g.dtype)
+        for tap, offset in pairs:
+            a, b = (o + edge for o, edge in zip(offset, low, strict=True))
+            there = (slice(None), slice(a, a + quotient[0]), slice(b, b + quotient[1]))
+            part += jnp.where(first[there] == number[tap], g[there], 0)
+        parts.append(part)
+    return interleave(parts, stride, x.shape)
