@@ -97,12 +97,11 @@ def test_every_model_has_a_row():
     assert {row.name for row in ROWS.values()} == set(models.known())
 
 
-@pytest.mark.parametrize("size", [(1, 1), (5, 3), (15, 17), (33, 47), (64, 64), (97, 130)])
+@pytest.mark.parametrize("size", [(1, 1), (15, 17), (64, 64), (97, 130)])
 def test_logits_at_the_size_of_the_input(row, size):
-    for batch, dtype in ((1, "float32"), (3, "bfloat16")):
-        image = jax.ShapeDtypeStruct((batch, *size, 3), np.float32)
-        outputs = jax.eval_shape(row.build(dtype=dtype).apply, variables_of(row), image)
-        assert outputs["logits"].shape == (batch, *size, K) and outputs["logits"].dtype == jnp.float32
+    image = jax.ShapeDtypeStruct((2, *size, 3), np.float32)
+    outputs = jax.eval_shape(row.build().apply, variables_of(row), image)
+    assert outputs["logits"].shape == (2, *size, K) and outputs["logits"].dtype == jnp.float32
 
 
 @pytest.mark.parametrize("channels", [1, 4])
