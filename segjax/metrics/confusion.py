@@ -24,6 +24,7 @@ from segjax.types import Array, HostArray
 
 ABSENT = ("skip", "zero", "ground_truth_only")
 _LIMB_BITS = 16
+_TABLES = 8  # of the CPU's histogram
 _MAX_PIXELS = 2**31  # of one update: counted in int32 before they are split into limbs
 
 
@@ -179,10 +180,14 @@ def _histogram(row: Array, column: Array, num_classes: int) -> Array:
 
 
 def _scatter(row: Array, column: Array, num_classes: int) -> Array:
-    """One pass of increments: on a CPU about fifty times faster than a one-hot product."""
-    table = jnp.zeros((num_classes + 1) * (num_classes + 1), jnp.int32)
-    table = table.at[row * (num_classes + 1) + column].add(1, mode="promise_in_bounds")
-    return table.reshape(num_classes + 1, num_classes + 1)[:num_classes]
+    """One pass of increments: on a CPU about fifty times faster than a one-hot product.
+
+    Neighbouring pixels, often alike, go to different tables: an increment need not wait for the one before it.
+    """
+    table = jnp.zeros((num_classes + 1) * (num_classes + 1) * _TABLES, jnp.int32)
+    turn = jnp.arange(row.size, dtype=jnp.int32) % _TABLES
+    table = table.at[(row * (num_classes + 1) + column) * _TABLES + turn].add(1, mode="promise_in_bounds")
+    return table.reshape(num_classes + 1, num_classes + 1, _TABLES)[:num_classes].sum(axis=-1)
 
 
 def _one_hot(row: Array, column: Array, num_classes: int) -> Array:
