@@ -51,7 +51,7 @@ svg { display: block; width: 100%; height: auto; }
 .bar { stroke: var(--soft); stroke-opacity: 0.4; }
 .none { color: var(--soft); text-align: center; padding: 60px 0; margin: 0; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 12px; }
-.pictures img { width: 100%; border-radius: 6px; border: 1px solid var(--line); }
+.pictures img { width: 100%; max-width: 960px; border-radius: 6px; border: 1px solid var(--line); }
 ul { margin: 0; padding-left: 18px; }
 pre {
   margin: 4px 0 10px; padding: 8px 12px; background: var(--paper); border: 1px solid var(--line); border-radius: 6px;
