@@ -66,6 +66,7 @@ def make_augment(
     _check(size, scale, flip, factors, hue)
 
     def augment(key: Array, batch: Batch, index: Array) -> Batch:
+        """The batch moved, coloured and normalised."""
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         draws = jax.vmap(lambda k: jax.random.uniform(k, (_DRAWS,)))(keys)
         moved, inside = _move(batch, draws, size, scale, flip, ignore_label)

@@ -120,7 +120,7 @@ def _reduce_classes(logits: Array, label: Array) -> tuple[Array, Array]:
         return jax.nn.logsumexp(logits, axis=-1), jnp.where(hit, logits, 0.0).sum(axis=-1)
 
     def unrolled(logits: Array, label: Array) -> tuple[Array, Array]:
-        # XLA's CPU reduction over a short last axis is not vectorised; K elementwise passes fused into one are.
+        """XLA's CPU reduction over a short last axis is not vectorised; K elementwise passes fused into one are."""
         planes = [logits[..., c] for c in range(logits.shape[-1])]
         top = functools.reduce(jnp.maximum, planes)
         log_partition = jnp.log(sum(jnp.exp(plane - top) for plane in planes)) + top

@@ -105,6 +105,7 @@ def make_schedule(
         raise InputError(f"total_steps is {total_steps} and warmup_steps {warmup_steps}, expected >= 1 and >= 0")
 
     def schedule(step: int | Array) -> Array:
+        """Learning rate f32[] after ``step`` updates."""
         done = jnp.asarray(step, jnp.float32)
         left = jnp.clip(total_steps - done, 0.0, total_steps) / total_steps  # 1 - t / T without its cancellation
         decayed = {

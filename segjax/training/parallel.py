@@ -65,6 +65,7 @@ def shard_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
     def place(value: object) -> jax.Array:
+        """This process's rows as part of a global array; one that is there already passes."""
         if isinstance(value, jax.Array) and value.sharding == sharding:
             return value
         value = np.asarray(value)
@@ -119,6 +120,7 @@ def pmap_step(step: Step, devices: Sequence[jax.Device] | None = None) -> Step:
     returned = None  # where pmap leaves its states: only those are ours to donate
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Copies a foreign state, splits the rows, steps."""
         nonlocal returned
         if getattr(state.step, "sharding", None) != returned:
             state = jax.tree.map(np.array, state)

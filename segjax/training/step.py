@@ -68,6 +68,7 @@ def make_train_step(
     gradients = _make_gradients(apply, loss, axis_name, accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One update by one batch."""
         if bool(ema_decay) != bool(jax.tree.leaves(state.ema)):
             raise ValueError(f"ema_decay is {ema_decay}, but the state was made with ema={bool(state.ema)}")
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -110,6 +111,7 @@ def _make_gradients(apply: Callable, loss: Callable[..., Terms], axis_name: str 
         return loss(outputs, batch), batch_stats
 
     def objective(params: PyTree, batch_stats: PyTree, batch: Batch, key: Array, weights: PyTree) -> tuple:
+        """This device's share of the loss; weights of the global batch, or None to add up this batch's."""
         terms, batch_stats = terms_of(params, batch_stats, batch, key)
         if weights is None:
             weights = add(jax.lax.stop_gradient({name: weight for name, (_, weight) in terms.items()}))
@@ -124,6 +126,7 @@ def _make_gradients(apply: Callable, loss: Callable[..., Terms], axis_name: str 
         return add(grads), batch_stats, add(shares), sum(weights.values())
 
     def in_parts(state: TrainState, batch: Batch, key: Array) -> tuple:
+        """First all weights, so that every microbatch is divided by the same sums; then the gradients, added."""
         parts = _microbatches(batch, accumulate)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(accumulate))
 

@@ -1,5 +1,10 @@
 """One device, jit over a mesh and pmap take the same five steps; shapes, copies and donation of the two wrappers."""
 
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -18,9 +23,9 @@ AUGMENT = {
 LOSS = losses.build("cross_entropy", num_classes=small_net.CLASSES, ignore_label=255)
 
 
-def five_steps(way, devices, *, accumulate=1, name="sgd"):
+def five_steps(way, devices, *, accumulate=1, rows=slice(None)):
     tx, _ = optimizer.make_optimizer(
-        name=name, learning_rate=0.1, total_steps=8, warmup_steps=2, momentum=0.9, weight_decay=1e-3
+        name="sgd", learning_rate=0.1, total_steps=8, warmup_steps=2, momentum=0.9, weight_decay=1e-3
     )
     axis = DATA_AXIS if way == "pmap" else None
     net = small_net.make(axis_name=axis, dropout=0.3)
@@ -32,7 +37,7 @@ def five_steps(way, devices, *, accumulate=1, name="sgd"):
     run = parallel.pmap_step(one, devices) if way == "pmap" else parallel.jit_step(one, parallel.make_mesh(devices))
     now, history = state.create(net.init(), tx, key=jax.random.key(3), ema=True), []
     for i in range(5):
-        now, metrics = run(now, small_net.batch(i))
+        now, metrics = run(now, {name: value[rows] for name, value in small_net.batch(i).items()})
         history.append(jax.device_get(metrics))
     return jax.device_get(now), history
 
@@ -118,3 +123,38 @@ def test_replicate_copies_and_shard_batch_places_rows():
     assert parallel.shard_batch(rows, mesh)["x"] is rows["x"]
     with pytest.raises(ValueError, match="found none"):
         parallel.make_mesh([])
+
+
+PROCESS = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+process, port, way, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, process, heartbeat_timeout_seconds=20)
+import numpy as np
+import small_net, test_parallel
+rows = slice(8 * process, 8 * process + 8)
+final, _ = test_parallel.five_steps(way, None, rows=rows)
+np.savez(f"{folder}/{way}{process}.npz", *jax.tree.leaves(final))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_two_processes_agree_with_one(way, alone, tmp_path):
+    """Each process feeds its own rows of the global batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    here = pathlib.Path(__file__).parent
+    path = os.pathsep.join([str(here.parents[1]), str(here)])
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(p), port, way, tmp_path], env=os.environ | {"PYTHONPATH": path}
+        )
+        for p in (0, 1)
+    ]
+    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    for p in (0, 1):
+        stored = np.load(tmp_path / f"{way}{p}.npz")
+        assert small_net.distance([stored[name] for name in stored.files], jax.tree.leaves(alone[0])) < 1e-5
