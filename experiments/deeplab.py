@@ -56,7 +56,7 @@ def _common(config: ConfigDict) -> None:
         "output_stride": 16,  # or 8
         "width": 1.0,
         "dilate_first_block": False,
-        "aspp_rates": (6, 12, 18),
+        "aspp_rates": (),  # (6, 12, 18) at output stride 16, (12, 24, 36) at 8
         "aspp_channels": 256,
         "aspp_dropout": 0.5,
         "aspp_out_conv": False,
