@@ -1,7 +1,7 @@
 """Draws one scene of overlapping shapes: NumPy and PIL only, a pure function of its seed.
 
 What a class is, is told by outline alone. Colours, textures, shading and shadows are drawn from one distribution for
-every object and for the background, before the class is known to them. An object's outline is a signed distance
+every object and for the background, whatever its class. An object's outline is a signed distance
 field (negative inside, pixels), so that its edge is anti-aliased in the image and exact in the label.
 """
 
@@ -15,8 +15,9 @@ from segjax.types import HostArray
 
 SIZE = 128  # height and width, pixels
 SMALLEST, LARGEST = 6.0, 90.0  # extent of an object, pixels; a box of 90 covers half the frame
-MIN_VISIBLE = 0.4  # the share of its pixels that every object keeps, whatever is drawn over it
-MIN_CONTRAST = 70.0  # distance in RGB between an object and all that was drawn before it
+MIN_VISIBLE = 0.6  # the share of its pixels that every object keeps, whatever is drawn over it
+MAX_TURN = 0.3  # rotation of an object, radians either way
+MIN_CONTRAST = 90.0  # distance in RGB between an object and all that was drawn before it
 
 Outline = Callable[[HostArray, HostArray, float], HostArray]  # (u, v, slim in 0..1) -> signed distance, radius 1
 
@@ -97,8 +98,9 @@ def draw(seed: Sequence[int], *, size: int = SIZE) -> Scene:
     owner = np.zeros((size, size), np.int16)  # 0: background, n: the n-th object
     classes: list[int] = []
     areas: list[int] = []  # of the whole objects, pixels
-    count = int(rng.integers(4, 8))
-    extents = (SMALLEST + (LARGEST - SMALLEST) * rng.beta(2.0, 2.6, count)) * size / SIZE
+    count = int(rng.integers(3, 7))
+    share = np.where(rng.random(count) < 0.15, rng.uniform(0.0, 0.2, count), rng.beta(2.5, 2.2, count))
+    extents = (SMALLEST + (LARGEST - SMALLEST) * share) * size / SIZE
     for extent in extents[np.argsort(-extents * rng.uniform(0.7, 1.3, count))]:
         kind = int(rng.integers(len(OUTLINES)))
         placed = _place(rng, OUTLINES[kind], float(extent), owner, areas)
@@ -115,7 +117,7 @@ def draw(seed: Sequence[int], *, size: int = SIZE) -> Scene:
         below *= _shadow(rng, distance, light)
         below += np.clip(0.5 - distance, 0.0, 1.0)[..., None] * (patch - below)
     canvas *= _gradient(size, size, light * np.float32(rng.uniform(0.0, 0.3) / size))
-    canvas += np.float32(rng.uniform(2.0, 9.0)) * rng.standard_normal(canvas.shape, np.float32)
+    canvas += np.float32(rng.uniform(2.0, 7.0)) * rng.standard_normal(canvas.shape, np.float32)
     masks = owner == np.arange(1, len(classes) + 1, dtype=np.int16)[:, None, None]
     label = np.array([0, *classes], np.uint8)[owner]
     return Scene(np.clip(canvas, 0.0, 255.0).astype(np.uint8), label, masks, np.array(classes, np.int32))
@@ -126,13 +128,13 @@ def _place(
 ) -> tuple[slice, slice, HostArray] | None:
     """Looks for a place: (rows, columns, signed distance f32[h, w] in pixels), or None where ten were too crowded."""
     size = owner.shape[0]
-    slim, turn = rng.uniform(0.0, 1.0), rng.uniform(0.0, 2.0 * np.pi)
+    slim, turn = rng.uniform(0.0, 1.0), rng.uniform(-MAX_TURN, MAX_TURN)
     radius = extent / 2.0
     cos, sin = np.float32(np.cos(turn) / radius), np.float32(np.sin(turn) / radius)
     reach = radius * (1.42 if outline is _box else 1.3) + 9.0  # the farthest corner, and room for the shadow
     visible = np.bincount(owner.ravel(), minlength=len(areas) + 1)
     for _ in range(10):
-        cx, cy = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)
+        cx, cy = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)
         rows = slice(max(int(cy - reach), 0), min(int(cy + reach) + 1, size))
         columns = slice(max(int(cx - reach), 0), min(int(cx + reach) + 1, size))
         x = np.arange(columns.start, columns.stop, dtype=np.float32) - np.float32(cx)
@@ -156,7 +158,7 @@ def _other_colour(rng: np.random.Generator, colours: list[HostArray]) -> HostArr
 def _texture(rng: np.random.Generator, height: int, width: int, colour: HostArray) -> HostArray:
     """One of five textures around a mean colour: f32[height, width, 3]."""
     angle, period, phase = rng.uniform(0.0, np.pi), rng.uniform(5.0, 16.0), rng.uniform(0.0, 2.0 * np.pi, 2)
-    tint = rng.uniform(-30.0, 30.0, 3).astype(np.float32)
+    tint = rng.uniform(-15.0, 15.0, 3).astype(np.float32)
     kind = rng.integers(5)
     if kind < 2:  # stripes, checks
         x = np.arange(width, dtype=np.float32) * np.float32(2.0 * np.pi / period)
