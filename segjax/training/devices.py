@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import jax
 from ml_collections import ConfigDict
 
+from segjax.training import host_memory
 from segjax.types import InputError
 
 HEARTBEAT_TIMEOUT_S = 60  # a lost process ends the others after this long instead of hanging them
@@ -28,6 +29,7 @@ def start(
     Raises:
         InputError: the processes do not find each other, or an NVIDIA GPU is here and jax cannot use it.
     """
+    host_memory.keep_freed_memory()  # before jax starts any thread
     if distributed:
         try:
             jax.distributed.initialize(
