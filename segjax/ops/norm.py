@@ -30,8 +30,9 @@ def batch_norm_apply(x: Array, scale: Array, bias: Array, mean: Array, var: Arra
     """
     _check(eps)
     factor = jax.lax.rsqrt(var + eps) * scale
-    expand = lambda v: v.reshape((1,) * (x.ndim - 1) + (-1,))
-    return ((x.astype(jnp.float32) - expand(mean)) * expand(factor) + expand(bias)).astype(x.dtype)
+    # One multiply-add: with x - mean apart, XLA's CPU back end stores that difference for the variance to share.
+    y = x.astype(jnp.float32) * _along(x, factor) + _along(x, bias - mean * factor)
+    return y.astype(x.dtype)
 
 
 def batch_norm_train(
@@ -80,6 +81,10 @@ def _count(x: Array, axis_name: str | None) -> int:
     return x.size // x.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
 
 
+def _along(x: Array, channels: Array) -> Array:
+    return channels.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _train(x, scale, bias, eps, axis_name):
     return _train_forward(x, scale, bias, eps, axis_name)[0]
@@ -87,24 +92,26 @@ def _train(x, scale, bias, eps, axis_name):
 
 def _train_forward(x, scale, bias, eps, axis_name):
     count = _count(x, axis_name)
-    expand = lambda v: v.reshape((1,) * (x.ndim - 1) + (-1,))
     mean = _sum(x, axis_name) / count
     # Two passes: the one-pass E[x^2] - mean^2 loses every digit where |mean| is large against the deviation.
-    var = _sum(jnp.square(x.astype(jnp.float32) - expand(mean)), axis_name) / count
+    var = _sum(jnp.square(x.astype(jnp.float32) - _along(x, mean)), axis_name) / count
     y = batch_norm_apply(x, scale, bias, mean, var, eps=eps)
     return (y, mean, var), (x, scale, mean, var)
 
 
 def _train_backward(eps, axis_name, saved, gradients):
     x, scale, mean, var = saved
-    expand = lambda v: v.reshape((1,) * (x.ndim - 1) + (-1,))
-    g = gradients[0].astype(jnp.float32)
+    g, count = gradients[0].astype(jnp.float32), _count(x, axis_name)
     inverse = jax.lax.rsqrt(var + eps)
-    z = (x.astype(jnp.float32) - expand(mean)) * expand(inverse)
-    d_bias, d_scale = _sum(g, None), _sum(g * z, None)
-    total = lambda v: v if axis_name is None else jax.lax.psum(v, axis_name)
-    count = _count(x, axis_name)
-    dx = expand(scale * inverse) * (g - expand(total(d_bias) / count) - z * expand(total(d_scale) / count))
+    d_bias = _sum(g, None)
+    # Plus a negative, not the minus of the forward pass: XLA would store that difference from there until here.
+    d_scale = _sum(g * (x.astype(jnp.float32) + _along(x, -mean)), None) * inverse
+    both = jnp.stack([d_bias, d_scale])
+    average_g, average_gz = (both if axis_name is None else jax.lax.psum(both, axis_name)) / count
+    # scale * inverse * (g - avg(g) - z avg(g z)) with z = (x - mean) * inverse, as multiples of g, x and 1.
+    of_g = scale * inverse
+    of_x = -of_g * average_gz * inverse
+    dx = g * _along(x, of_g) + (x.astype(jnp.float32) * _along(x, of_x) - _along(x, of_g * average_g + of_x * mean))
     return dx.astype(x.dtype), d_scale, d_bias
 
 
