@@ -104,9 +104,22 @@ def _common(config: ConfigDict) -> None:
 
 
 def _shapes(config: ConfigDict) -> None:
-    """800 training and 100 validation scenes of 128x128; 0.85 validation mIoU in under 5 minutes on 2 CPU cores."""
+    """900 training and 120 validation scenes of 128x128, a small ResNet-18: minutes on 2 CPU cores."""
     _common(config)
     config.data.update({"name": "shapes", "root": "", "size": (128, 128)})
+    config.model.update({
+        "backbone": "resnet18",
+        "width": 0.5,
+        "aspp_rates": (2, 4, 6),  # 8x8 cells at stride 16: wider rates would fall outside
+        "aspp_channels": 64,
+        "aspp_dropout": 0.1,
+        "low_level_channels": 32,
+        "decoder_channels": 64,
+        "separable": False,
+    })  # fmt: skip
+    config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 50})
+    config.train.steps = 1000
+    config.eval.every_steps = config.checkpoint.every_steps = 250
 
 
 def _camvid(config: ConfigDict) -> None:
@@ -135,6 +148,7 @@ def _pets(config: ConfigDict) -> None:
         "name": "tfds",
         "root": "",
         "tfds_name": "oxford_iiit_pet",
+        "num_classes": 3,
         "image_key": "image",
         "label_key": "segmentation_mask",
         "label_offset": -1,

@@ -1,8 +1,9 @@
 """Draws one scene of overlapping shapes: NumPy and PIL only, a pure function of its seed.
 
-What a class is, is told by outline alone. Colours, textures, shading and shadows are drawn from one distribution for
-every object and for the background, whatever its class. An object's outline is a signed distance
-field (negative inside, pixels), so that its edge is anti-aliased in the image and exact in the label.
+What a class is, is told by its outline and by the pattern of its surface, never by colour: colours, shading and shadows
+are drawn from one distribution for every object, whatever its class, and the background's from the same. An object's
+outline is a signed distance field (negative inside, pixels), so that its edge is anti-aliased in the image and exact
+in the label.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +17,11 @@ from segjax.types import HostArray
 SIZE = 128  # height and width, pixels
 SMALLEST, LARGEST = 6.0, 90.0  # extent of an object, pixels; a box of 90 covers half the frame
 MIN_VISIBLE = 0.6  # the share of its pixels that every object keeps, whatever is drawn over it
-MAX_TURN = 0.3  # rotation of an object, radians either way
-MIN_CONTRAST = 90.0  # distance in RGB between an object and all that was drawn before it
+MAX_TURN = 0.4  # rotation of an object, radians either way
+MIN_CONTRAST = 60.0  # distance in RGB between an object and all that was drawn before it
 
 Outline = Callable[[HostArray, HostArray, float], HostArray]  # (u, v, slim in 0..1) -> signed distance, radius 1
+Pattern = Callable[[HostArray, HostArray, np.random.Generator], HostArray]  # (x, y in radians, rng) -> about -1 .. 1
 
 
 class Scene(NamedTuple):
@@ -73,7 +75,36 @@ def _cross(u: HostArray, v: HostArray, slim: float) -> HostArray:
     return np.minimum(np.maximum(a - 1.0, b - width), np.maximum(a - width, b - 1.0))
 
 
+def _rows(x: HostArray, y: HostArray, rng: np.random.Generator) -> HostArray:
+    del rng
+    return np.sign(np.sin(y)) + np.zeros_like(x)
+
+
+def _grain(x: HostArray, y: HostArray, rng: np.random.Generator) -> HostArray:
+    return np.sign(rng.random(np.broadcast_shapes(x.shape, y.shape), np.float32) - np.float32(0.5))
+
+
+def _checks(x: HostArray, y: HostArray, rng: np.random.Generator) -> HostArray:
+    del rng
+    return np.sign(np.sin(x)) * np.sign(np.sin(y))
+
+
+def _columns(x: HostArray, y: HostArray, rng: np.random.Generator) -> HostArray:
+    del rng
+    return np.sign(np.sin(x)) + np.zeros_like(y)
+
+
+def _dots(x: HostArray, y: HostArray, rng: np.random.Generator) -> HostArray:
+    del rng
+    return np.where(np.cos(x) + np.cos(y) > 0.6, np.float32(1.6), np.float32(-0.5))
+
+
+def _diagonals(x: HostArray, y: HostArray, rng: np.random.Generator) -> HostArray:
+    return np.sign(np.sin(np.float32(0.7) * (x + y if rng.random() < 0.5 else x - y)))
+
+
 OUTLINES = (_disc, _ring, _box, _triangle, _star, _cross)
+PATTERNS = (_rows, _grain, _checks, _columns, _dots, _diagonals)  # of the class with the outline above
 CLASS_NAMES = ("background", *(outline.__name__[1:] for outline in OUTLINES))
 
 
@@ -94,7 +125,7 @@ def draw(seed: Sequence[int], *, size: int = SIZE) -> Scene:
     angle = rng.uniform(0.0, 2.0 * np.pi)
     light = np.float32([np.cos(angle), np.sin(angle)])  # where it comes from, (x, y)
     colours = [rng.uniform(30.0, 225.0, 3)]
-    canvas = _texture(rng, size, size, colours[0])
+    canvas = _clouds(rng, size, colours[0])
     owner = np.zeros((size, size), np.int16)  # 0: background, n: the n-th object
     classes: list[int] = []
     areas: list[int] = []  # of the whole objects, pixels
@@ -111,7 +142,7 @@ def draw(seed: Sequence[int], *, size: int = SIZE) -> Scene:
         areas.append(int((distance < 0.0).sum()))
         owner[rows, columns][distance < 0.0] = len(classes)
         colours.append(_other_colour(rng, colours))
-        patch = _texture(rng, *distance.shape, colours[-1])
+        patch = _surface(rng, PATTERNS[kind], *distance.shape, colours[-1])
         patch *= _gradient(*distance.shape, light * np.float32(rng.uniform(0.0, 0.5) / max(extent, 12.0)))
         below = canvas[rows, columns]
         below *= _shadow(rng, distance, light)
@@ -155,25 +186,24 @@ def _other_colour(rng: np.random.Generator, colours: list[HostArray]) -> HostArr
     return candidates[far[0] if far.size else int(nearest.argmax())]
 
 
-def _texture(rng: np.random.Generator, height: int, width: int, colour: HostArray) -> HostArray:
-    """One of five textures around a mean colour: f32[height, width, 3]."""
-    angle, period, phase = rng.uniform(0.0, np.pi), rng.uniform(5.0, 16.0), rng.uniform(0.0, 2.0 * np.pi, 2)
-    tint = rng.uniform(-15.0, 15.0, 3).astype(np.float32)
-    kind = rng.integers(5)
-    if kind < 2:  # stripes, checks
-        x = np.arange(width, dtype=np.float32) * np.float32(2.0 * np.pi / period)
-        y = np.arange(height, dtype=np.float32)[:, None] * np.float32(2.0 * np.pi / period)
-        cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-        wave = np.sin(x * cos + y * sin + np.float32(phase[0]))
-        if kind == 1:
-            wave = np.sign(wave) * np.sign(np.sin(y * cos - x * sin + np.float32(phase[1])))
-    elif kind == 2:  # clouds
-        coarse = rng.uniform(-1.0, 1.0, (int(height / period) + 2, int(width / period) + 2)).astype(np.float32)
-        wave = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-    elif kind == 3:  # grain
-        wave = rng.random((height, width), np.float32) * np.float32(2.0) - np.float32(1.0)
-    else:  # plain
-        wave = np.zeros((height, width), np.float32)
+def _surface(rng: np.random.Generator, pattern: Pattern, height: int, width: int, colour: HostArray) -> HostArray:
+    """A colour with the brightness pattern of a class on it: f32[height, width, 3]."""
+    period, turn, phase = rng.uniform(5.0, 8.0), rng.uniform(-0.2, 0.2), rng.uniform(-1.0, 1.0, 2)
+    scale = np.float32(2.0 * np.pi / period)
+    x = (np.arange(width, dtype=np.float32) - np.float32(width / 2)) * scale
+    y = ((np.arange(height, dtype=np.float32) - np.float32(height / 2)) * scale)[:, None]
+    cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    wave = pattern(x * cos + y * sin + np.float32(phase[0]), y * cos - x * sin + np.float32(phase[1]), rng)
+    tint = rng.uniform(25.0, 50.0) * rng.uniform(0.7, 1.0, 3)
+    return colour.astype(np.float32) + wave[..., None] * tint.astype(np.float32)
+
+
+def _clouds(rng: np.random.Generator, size: int, colour: HostArray) -> HostArray:
+    """The background, soft clouds around a mean colour: f32[size, size, 3]."""
+    cells = int(size / rng.uniform(10.0, 40.0)) + 2
+    wave = Image.fromarray(rng.uniform(-1.0, 1.0, (cells, cells)).astype(np.float32))
+    tint = rng.uniform(-30.0, 30.0, 3).astype(np.float32)
+    wave = np.asarray(wave.resize((size, size), Image.Resampling.BICUBIC))
     return colour.astype(np.float32) + wave[..., None] * tint
 
 

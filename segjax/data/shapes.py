@@ -24,7 +24,7 @@ from segjax.data import scene
 from segjax.data import tfds as prepared
 from segjax.types import HostArray, InputError
 
-VERSION = "1.0.0"  # the drawings' own: another drawing is another version, and another folder
+VERSION = "1.1.0"  # the drawings' own: another drawing is another version, and another folder
 SCENES = {"train": 900, "val": 120, "test": 120}
 
 _DRAWING = ".drawing-"  # prefix of the folders in which sets come to be
