@@ -95,8 +95,10 @@ def output_size(
     for n, k, s, (low, high), d in zip(size, window, stride, pads, dilation, strict=True):
         span = d * (k - 1) + 1
         if n + low + high < span:
-            raise ValueError(f"window {tuple(window)} with dilation {tuple(dilation)} spans {span} pixels, "
-                             f"more than input size {tuple(size)} padded by {tuple(pads)}")
+            raise ValueError(
+                f"window {tuple(window)} with dilation {tuple(dilation)} spans {span} pixels, "
+                f"more than input size {tuple(size)} padded by {tuple(pads)}"
+            )
         sizes.append((n + low + high - span) // s + 1)
     return tuple(sizes)
 

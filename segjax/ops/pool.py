@@ -129,7 +129,11 @@ def _max_and_index(x, window, stride, pads, dilation):
             continue
         # `found` lets an image of -inf alone still name a pixel of its own, never one of the padding.
         take = inside[None, :, :, None] & ((value > best) | ~found)
-        best, index, found = jnp.where(take, value, best), jnp.where(take, place, index), found | inside[None, :, :, None]
+        best, index, found = (
+            jnp.where(take, value, best),
+            jnp.where(take, place, index),
+            found | inside[None, :, :, None],
+        )
     return best, index
 
 
@@ -155,7 +159,7 @@ def _max_backward(window, stride, pads, dilation, saved, g):
     """
     geometry = (window, stride, pads, dilation)
 
-    def plain(x, y, g):
+    def plain(x: Array, y: Array, g: Array) -> Array:
         return jax.vjp(lambda x: _max.fun(x, *geometry), x)[1](g)[0]
 
     if window[0] * window[1] > 16:
@@ -175,8 +179,13 @@ def _tap_gradient(window, stride, pads, dilation, x, y, g):
     quotient = tuple(-(-n // s) for n, s in zip(x.shape[1:3], stride, strict=True))
     pairs_of_phase = list(phases(window, stride, pads, dilation))
     offsets = [offset for pairs in pairs_of_phase for _, offset in pairs]
-    low, high = zip(*((max(0, -min(o)), max(0, max(o) + q - m)) for o, q, m in
-                      zip(zip(*offsets, strict=True), quotient, y.shape[1:3], strict=True)), strict=True)
+    low, high = zip(
+        *(
+            (max(0, -min(o)), max(0, max(o) + q - m))
+            for o, q, m in zip(zip(*offsets, strict=True), quotient, y.shape[1:3], strict=True)
+        ),
+        strict=True,
+    )
     edges = ((0, 0), *zip(low, high, strict=True), (0, 0))
     first, g = jnp.pad(first, edges, constant_values=-1), jnp.pad(g, edges)
     parts = []

@@ -51,8 +51,9 @@ def resize(
     scales = tuple(scale) if isinstance(scale, Sequence) else (scale, scale)
     options = {"method": method, "align_corners": align_corners, "antialias": antialias, "a": a}
     if method not in ("nearest", "nearest-exact"):
-        rows, columns = (interpolation_matrix(m, n, scale=s, **options)
-                         for m, n, s in zip(size, x.shape[1:3], scales, strict=True))
+        rows, columns = (
+            interpolation_matrix(m, n, scale=s, **options) for m, n, s in zip(size, x.shape[1:3], scales, strict=True)
+        )
         return apply_matrices(x, rows, columns)
     _check(**options)
     for axis, (m, n, s) in enumerate(zip(size, x.shape[1:3], scales, strict=True), start=1):
@@ -146,7 +147,7 @@ def apply_matrices(x: Array, rows: Array | HostArray, columns: Array | HostArray
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"dtype {x.dtype}: expected a floating dtype (nearest methods alone take integers)")
-    # Weights rounded to bfloat16 or TF32 would move the image by a part of a pixel, so accelerators multiply in float32.
+    # In float32 on accelerators too: weights rounded to bfloat16 or TF32 would move the image by a part of a pixel.
     product = lambda spec, a, b: jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST)
     rows, columns = jnp.asarray(rows, jnp.float32), jnp.asarray(columns, jnp.float32)
     tall_first = rows.shape[0] * columns.shape[1] <= columns.shape[0] * rows.shape[1]  # the smaller image in between
@@ -177,8 +178,14 @@ def _ratio(xp: ModuleType, out_size: int | Array, in_size: int, align_corners: b
     return xp.float32(in_size) / xp.asarray(out_size).astype(xp.float32)
 
 
-def _nearest(xp: ModuleType, rows: int | Array, in_size: int, method: str, scale: float | None,
-             out_size: int | Array | None = None) -> Array:
+def _nearest(
+    xp: ModuleType,
+    rows: int | Array,
+    in_size: int,
+    method: str,
+    scale: float | None,
+    out_size: int | Array | None = None,
+) -> Array:
     """Index of the input pixel that each output pixel copies."""
     ratio = _ratio(xp, rows if out_size is None else out_size, in_size, False, scale)
     offset = xp.float32(0.5 if method == "nearest-exact" else 0.0)
@@ -186,8 +193,16 @@ def _nearest(xp: ModuleType, rows: int | Array, in_size: int, method: str, scale
     return xp.clip(source, 0, in_size - 1).astype(xp.int32)
 
 
-def _matrix(xp: ModuleType, rows: int, out_size: int | Array, in_size: int, method: str, align_corners: bool,
-            scale: float | None = None, a: float = -0.75) -> Array:
+def _matrix(
+    xp: ModuleType,
+    rows: int,
+    out_size: int | Array,
+    in_size: int,
+    method: str,
+    align_corners: bool,
+    scale: float | None = None,
+    a: float = -0.75,
+) -> Array:
     """`rows` rows of the matrix to `out_size`, which may be traced; rows past it repeat the last pixel."""
     if method.startswith("nearest"):
         taps = [(_nearest(xp, rows, in_size, method, scale, out_size), xp.float32(1))]
@@ -204,8 +219,10 @@ def _matrix(xp: ModuleType, rows: int, out_size: int | Array, in_size: int, meth
         else:
             taps = [(first + k, _cubic(xp, xp.abs(t - k), a)) for k in (-1, 0, 1, 2)]
     columns = xp.arange(in_size)
-    weights = [xp.where(xp.clip(j, 0, in_size - 1)[:, None] == columns[None, :], xp.broadcast_to(w, j.shape)[:, None], 0)
-               for j, w in taps]
+    weights = [
+        xp.where(xp.clip(j, 0, in_size - 1)[:, None] == columns[None, :], xp.broadcast_to(w, j.shape)[:, None], 0)
+        for j, w in taps
+    ]
     return sum(weights).astype(xp.float32)
 
 
@@ -217,8 +234,9 @@ def _cubic(xp: ModuleType, distance: Array, a: float) -> Array:
     return xp.where(d <= 1, near, xp.where(d < 2, far, 0))
 
 
-def _antialias_matrix(out_size: int, in_size: int, method: str, align_corners: bool, scale: float | None,
-                      a: float) -> HostArray:
+def _antialias_matrix(
+    out_size: int, in_size: int, method: str, align_corners: bool, scale: float | None, a: float
+) -> HostArray:
     """The filter widened by the shrinking factor, cut at the image's edges and normalised (as Pillow does)."""
     ratio = float(_ratio(np, out_size, in_size, align_corners, scale))
     widening = max(ratio, 1.0)

@@ -15,8 +15,10 @@ def written_sum(x, kernel, stride, pads, dilation, groups):
     """The sum of the docstring, one output pixel and one tap at a time, in float64."""
     spatial, window = x.shape[1:-1], kernel.shape[:-2]
     padded = np.pad(np.float64(x), ((0, 0), *pads, (0, 0)))
-    out = [(n + sum(p) - d * (k - 1) - 1) // s + 1
-           for n, k, s, p, d in zip(spatial, window, stride, pads, dilation, strict=True)]
+    out = [
+        (n + sum(p) - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(spatial, window, stride, pads, dilation, strict=True)
+    ]
     y = np.zeros((x.shape[0], *out, kernel.shape[-1]))
     inputs, outputs = kernel.shape[-2], kernel.shape[-1] // groups
     for place in itertools.product(*map(range, out)):
@@ -86,7 +88,12 @@ def test_same_and_valid_padding():
 
 
 def test_empty_batch():
-    assert ops.conv(np.ones((0, 7, 8, 2), np.float32), np.ones((3, 3, 2, 4), np.float32), padding=1).shape == (0, 7, 8, 4)
+    assert ops.conv(np.ones((0, 7, 8, 2), np.float32), np.ones((3, 3, 2, 4), np.float32), padding=1).shape == (
+        0,
+        7,
+        8,
+        4,
+    )
 
 
 def test_equals_pytorch(golden_dir):
@@ -98,8 +105,9 @@ def test_equals_pytorch(golden_dir):
         y = ops.conv(np.moveaxis(read("x"), 1, -1), np.moveaxis(read("weight"), (0, 1), (-1, -2)), **options)
         if "bias" in case["inputs"]:
             y = y + read("bias").reshape((1,) * (y.ndim - 1) + (-1,))
-        np.testing.assert_allclose(np.moveaxis(y, -1, 1), read("out"), rtol=1e-5, atol=case["outputs"]["out"]["atol"],
-                                   err_msg=case["name"])
+        np.testing.assert_allclose(
+            np.moveaxis(y, -1, 1), read("out"), rtol=1e-5, atol=case["outputs"]["out"]["atol"], err_msg=case["name"]
+        )
 
 
 @pytest.mark.parametrize(

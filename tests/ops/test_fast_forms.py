@@ -15,8 +15,10 @@ POINTWISE = RNG.standard_normal((1, 1, 4, 5), np.float32)
 
 
 def plain_conv(x, kernel, stride, padding, groups):
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2, feature_group_count=groups,
-                                        dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=layout, feature_group_count=groups
+    )
 
 
 def plain_pool(x, _):
@@ -41,13 +43,15 @@ def objective(function):
     return lambda x, k: jnp.sum(jnp.sin(function(x, k)))
 
 
-def close(got, expected, tolerance=1e-4):
+def assert_close(got, expected, tolerance=1e-4):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), got, expected)
 
 
 def test_gradients_equal_those_of_the_plain_form(form):
     fast, plain, kernel = form
-    close(jax.jit(jax.grad(objective(fast), (0, 1)))(X, kernel), jax.jit(jax.grad(objective(plain), (0, 1)))(X, kernel))
+    assert_close(
+        jax.jit(jax.grad(objective(fast), (0, 1)))(X, kernel), jax.jit(jax.grad(objective(plain), (0, 1)))(X, kernel)
+    )
 
 
 def test_second_gradients(form):
@@ -57,7 +61,7 @@ def test_second_gradients(form):
         first = jax.grad(objective(function), (0, 1))
         return jax.jit(jax.grad(lambda x, k: sum(jnp.sum(g**2) for g in first(x, k)), (0, 1)))(X, kernel)
 
-    close(curvature(fast), curvature(plain), 1e-2)
+    assert_close(curvature(fast), curvature(plain), 1e-2)
 
 
 def test_vmap(form):
@@ -65,7 +69,7 @@ def test_vmap(form):
     gradient = jax.grad(objective(fast), (0, 1))
     dx, dk = jax.jit(jax.vmap(gradient, in_axes=(0, None)))(X[:, None], kernel)
     dx_whole, dk_whole = jax.grad(objective(plain), (0, 1))(X, kernel)
-    close((dx[:, 0], dk.sum(0)), (dx_whole, dk_whole))
+    assert_close((dx[:, 0], dk.sum(0)), (dx_whole, dk_whole))
 
 
 def test_sharded_batch_and_pmap(form):
@@ -75,10 +79,10 @@ def test_sharded_batch_and_pmap(form):
     mesh = Mesh(np.array(devices), ("data",))
     sharded = jax.device_put(X, NamedSharding(mesh, PartitionSpec("data")))
     whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
-    close(jax.jit(jax.grad(objective(fast), (0, 1)))(sharded, whole), expected)
+    assert_close(jax.jit(jax.grad(objective(fast), (0, 1)))(sharded, whole), expected)
     mapped = jax.pmap(jax.grad(objective(fast), (0, 1)), in_axes=(0, None), devices=devices)
     dx, dk = mapped(X.reshape(4, 2, *X.shape[1:]), kernel)
-    close((dx.reshape(X.shape), dk.sum(0)), expected)
+    assert_close((dx.reshape(X.shape), dk.sum(0)), expected)
 
 
 def test_bfloat16_stays_bfloat16(form):

@@ -68,8 +68,10 @@ def test_maximum_index_and_gradient(geometry, ties):
     np.testing.assert_array_equal(got_index, index)
     np.testing.assert_array_equal(ops.max_pool(x, rest[0], **options), value)
     g = rng.standard_normal(value.shape).astype(np.float32)
-    for first in (lambda x: ops.max_pool(x, rest[0], **options),
-                  lambda x: ops.max_pool(x, rest[0], return_indices=True, **options)[0]):
+    for first in (
+        lambda x: ops.max_pool(x, rest[0], **options),
+        lambda x: ops.max_pool(x, rest[0], return_indices=True, **options)[0],
+    ):
         dx = jax.jit(jax.grad(lambda x, f=first: jnp.sum(g * f(x))))(x)
         np.testing.assert_allclose(dx, scatter(index, g, x.shape), atol=1e-5)
 
@@ -107,8 +109,9 @@ def test_adaptive_average_equals_pytorch(golden_dir):
     for case in about["cases"]:
         name = case["name"]
         y = ops.adaptive_avg_pool(np.moveaxis(arrays[f"{name}/x"], 1, -1), case["args"]["output_size"])
-        np.testing.assert_allclose(np.moveaxis(y, -1, 1), arrays[f"{name}/out"], rtol=1e-5,
-                                   atol=case["outputs"]["out"]["atol"], err_msg=name)
+        np.testing.assert_allclose(
+            np.moveaxis(y, -1, 1), arrays[f"{name}/out"], rtol=1e-5, atol=case["outputs"]["out"]["atol"], err_msg=name
+        )
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,19 @@ from segjax import ops
 
 def test_written_rows():
     """Doubling two pixels: outputs sit at -1/4, 1/4, 3/4, 5/4 pixels, or at thirds with the corners aligned."""
-    np.testing.assert_allclose(ops.interpolation_matrix(4, 2, method="bilinear"),
-                               [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
-    np.testing.assert_allclose(ops.interpolation_matrix(4, 2, method="bilinear", align_corners=True),
-                               [[1, 0], [2 / 3, 1 / 3], [1 / 3, 2 / 3], [0, 1]], atol=1e-7)
-    np.testing.assert_allclose(ops.interpolation_matrix(2, 4, method="bilinear", antialias=True),
-                               np.array([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7, atol=1e-7)
+    np.testing.assert_allclose(
+        ops.interpolation_matrix(4, 2, method="bilinear"), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
+    )
+    np.testing.assert_allclose(
+        ops.interpolation_matrix(4, 2, method="bilinear", align_corners=True),
+        [[1, 0], [2 / 3, 1 / 3], [1 / 3, 2 / 3], [0, 1]],
+        atol=1e-7,
+    )
+    np.testing.assert_allclose(
+        ops.interpolation_matrix(2, 4, method="bilinear", antialias=True),
+        np.array([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7,
+        atol=1e-7,
+    )
     np.testing.assert_array_equal(ops.interpolation_matrix(3, 2, method="nearest"), [[1, 0], [1, 0], [0, 1]])
 
 
@@ -80,8 +87,9 @@ def test_equals_pytorch(golden_dir):
         scale = None if args.pop("recompute_scale_factor", False) else factor
         size = args.pop("size", expected.shape[2:])
         y = ops.resize(np.moveaxis(x, 1, -1), size, method=args.pop("mode"), scale=scale, **args)
-        np.testing.assert_allclose(np.moveaxis(y, -1, 1), expected, rtol=1e-5, atol=case["outputs"]["out"]["atol"],
-                                   err_msg=name)
+        np.testing.assert_allclose(
+            np.moveaxis(y, -1, 1), expected, rtol=1e-5, atol=case["outputs"]["out"]["atol"], err_msg=name
+        )
 
 
 @pytest.mark.parametrize(
