@@ -88,7 +88,7 @@ def _shifted(x, offsets, out, stride):
     ]
     zero = jnp.zeros((), x.dtype)
     pads = [(max(0, -first), max(0, last - n)) for (first, last), n in zip(spans, x.shape[1:3], strict=True)]
-    shared = stride == (1, 1) and all(sum(p) <= n // 4 for p, n in zip(pads, x.shape[1:3], strict=True))
+    shared = stride == (1, 1) and all(sum(p) <= n // 2 for p, n in zip(pads, x.shape[1:3], strict=True))
     if shared:
         x_padded = jax.lax.pad(x, zero, ((0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)))
     for offset in offsets:
