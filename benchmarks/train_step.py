@@ -88,7 +88,7 @@ def keep_freed_memory() -> None:
     """What segjax.training.host_memory does, for a process that has no segjax."""
     import ctypes
 
-    for parameter, value in ((-8, 1), (-4, 0), (-1, 2**31 - 1)):
+    for parameter, value in ((-8, 1), (-4, 0), (-1, -1)):
         ctypes.CDLL(None).mallopt(parameter, value)
 
 
