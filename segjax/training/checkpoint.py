@@ -7,6 +7,7 @@ counts as one of the kept steps nor disappears.
 Processes: every process calls every method; process 0 writes, all read.
 """
 
+import contextlib
 import logging
 import math
 import pathlib
@@ -61,6 +62,7 @@ class Checkpoints:
         self._read_only = read_only
         self._keep = LatestAndBest(keep_last, keep_best)
         self._manager: ocp.CheckpointManager | None = None
+        self._quiet = contextlib.ExitStack()  # while there is a manager: its threads print too
         self._saving: tuple[int, int] | None = None  # step and bytes of the save under way
         if not read_only:
             self._prepare_folder()
@@ -100,7 +102,8 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(tree), info=ocp.args.JsonSave(info))
         self.wait()  # for the save before this one, so that an error of its is told as its own
         self._saving = (step, sum(leaf.nbytes for leaf in leaves.values()))
-        self._guard(lambda: self._open_manager().save(step, args=args, force=True))
+        manager = self._open_manager()
+        self._guard(lambda: manager.save(step, args=args, force=True))
         if wait:
             self.wait()
         return True
@@ -143,11 +146,6 @@ class Checkpoints:
             self._guard(self._manager.wait_until_finished)
             self._saving = None
 
-    def check(self) -> None:
-        """Raises what has gone wrong in the background so far; costs nothing, so call it now and then."""
-        if self._manager is not None:
-            self._guard(self._manager.check_for_errors)
-
     def close(self) -> None:
         """Waits for the checkpoint being written and ends the background threads."""
         if self._manager is not None:
@@ -184,6 +182,7 @@ class Checkpoints:
 
     def _open_manager(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            self._quiet.enter_context(files.quiet_orbax())
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._keep, create=False, save_root_metadata=False
             )
@@ -291,6 +290,8 @@ class Checkpoints:
                 manager.close()
             except Exception as error:  # a failed save raises a second time here; it has been told already
                 _log.info("closing the checkpoint manager: %s", error)
+            finally:
+                self._quiet.close()
 
 
 def restore_variables(

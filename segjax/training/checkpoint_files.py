@@ -228,23 +228,33 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Silences what orbax prints besides raising: hundreds of lines about a file that we expect may be damaged.
+    """Silences what orbax prints besides raising: hundreds of lines about a damaged file or a full disk.
 
-    Its log goes through absl. When one read fails, those still under way find their event loop closed and write
-    tracebacks through ``sys.unraisablehook``: those are dropped too, and waited for.
+    It logs through absl. When one file fails, the others under way find their event loop closed and write tracebacks
+    through ``sys.unraisablehook``: those are dropped too, and waited for.
     """
     log, hook = logging.getLogger("absl"), sys.unraisablehook
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
+    unless_orbax = _UnlessOrbax()  # an object of its own, as this may be entered twice
+    log.addFilter(unless_orbax)
     sys.unraisablehook = lambda found: None if "Event loop is closed" in str(found.exc_value) else hook(found)
     try:
         yield
     except Exception:
+        logging.getLogger("asyncio").addFilter(_not_of_orbax)  # for good: it tells of failed tasks when they are freed
         time.sleep(_STRAGGLERS_S)
         raise
     finally:
-        log.setLevel(level)
+        log.removeFilter(unless_orbax)
         sys.unraisablehook = hook
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.getMessage()
+
+
+class _UnlessOrbax(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in pathlib.PurePath(record.pathname).parts
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -5,17 +5,18 @@ that is not finite is null. A run that was stopped or killed and continued reads
 continued from are removed, since it makes those steps again.
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
+from segjax.training.board import Board
 from segjax.training.checkpoint_files import is_disk_full, write_atomically
 from segjax.types import HostArray, InputError
 
@@ -36,13 +37,13 @@ class Writer:
         self._file, self._board = None, None
         if jax.process_index() != 0:
             return
-        workdir = pathlib.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        self._path = workdir / METRICS
-        _cut(self._path, start_step)
-        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115  closed by close()
-        if tensorboard:
-            self._board = _open_board(workdir / TENSORBOARD, start_step)
+        self._path = pathlib.Path(workdir) / METRICS
+        with _explained(self._path.parent):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _cut(self._path, start_step)
+            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115  closed by close()
+            if tensorboard:
+                self._board = Board(self._path.parent / TENSORBOARD, start_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records numbers of a step, as one line.
@@ -58,24 +59,16 @@ class Writer:
             return
         finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
         line = json.dumps({"step": int(step), "time": round(time.time(), 3)} | finite) + "\n"
-        try:
+        with _explained(self._path.parent):
             self._file.write(line.encode())  # one call: a line is there or not
-        except OSError as error:
-            if not is_disk_full(error):
-                raise
-            raise InputError(
-                f"disk full while writing {self._path}: make room and run the same command again"
-            ) from error
-        if self._board is not None:
-            for name, value in finite.items():
-                if value is not None:
-                    self._board.add_scalar(name, value, step)
+            if self._board is not None:
+                self._board.scalars(step, {name: value for name, value in finite.items() if value is not None})
 
     def images(self, step: int, name: str, image: HostArray) -> None:
         """Records a picture, u8[H, W, 3], in the TensorBoard files."""
         if self._board is not None:
-            self._board.add_image(name, image, step, dataformats="HWC")
-            self._board.flush()
+            with _explained(self._path.parent):
+                self._board.image(step, name, image)
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -101,18 +94,14 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     return [row for row in rows if row is not None]
 
 
-def _open_board(folder: pathlib.Path, start_step: int) -> Any:
-    """A tensorboardX writer; TensorBoard is told to forget what was written after ``start_step``."""
-    hidden = "torch" not in sys.modules
-    if hidden:
-        sys.modules["torch"] = None  # tensorboardX imports PyTorch where it is installed, for which we have no use
+@contextlib.contextmanager
+def _explained(path: pathlib.Path) -> Iterator[None]:
     try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-    unique = f".{time.time_ns()}"  # its file names have whole seconds: two writers in one second would share a file
-    return SummaryWriter(str(folder), purge_step=start_step + 1, filename_suffix=unique)
+        yield
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise InputError(f"disk full while writing {path}: make room and run the same command again") from error
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -34,18 +34,19 @@ def test_a_full_disk_names_the_folder_and_the_space_and_leaves_older_checkpoints
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_disk_that_really_is_full(tmp_path):
+def test_a_disk_that_really_is_full(tmp_path, capfd):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", disk], check=False).returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        state = {"kernel": np.random.default_rng(0).standard_normal(500_000).astype(np.float32)}  # 2 MB
+        state = {f"kernel{i}": np.random.default_rng(i).standard_normal(50_000).astype(np.float32) for i in range(10)}
         checkpoints = Checkpoints(disk / "checkpoints")
         checkpoints.save(1, state, wait=True)
         with pytest.raises(InputError, match=r"disk full while saving checkpoint 2 .*2\.0 MB"):
             checkpoints.save(2, state, wait=True)
         checkpoints.close()
+        assert capfd.readouterr().err == ""
         with Checkpoints(disk / "checkpoints") as again:
             restored, step, _ = again.restore(state)
         assert step == 1
