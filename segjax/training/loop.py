@@ -59,8 +59,12 @@ def run(config: ConfigDict, workdir: pathlib.Path, stop: signals.StopRequest, co
             line.say(f"compiling the training step at {config.data.size[0]}x{config.data.size[1]}; this happens once ...")
         line.start(start)
         pending = None  # the step before, whose metrics are still on the device
+        # On a CPU a step that is dispatched early gains nothing and doubles the memory in use.
+        wait = jax.default_backend() == "cpu"
         for step in range(start + 1, config.train.steps + 1):
             state, metrics = job.train_step(state, next(batches))
+            if wait:
+                jax.block_until_ready(metrics)
             if pending is not None:
                 _report_step(*pending, job, config, checkpoints, log, line)
             pending = (step, metrics)
