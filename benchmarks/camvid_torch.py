@@ -1,4 +1,4 @@
-"""The yardstick of CamVid: segmentation_models_pytorch's DeepLabV3+ trained by the recipe of experiments/deeplab.py:camvid.
+"""CamVid's yardstick: smp's DeepLabV3+ in PyTorch, by the recipe of experiments/deeplab.py:camvid.
 
     python benchmarks/camvid_torch.py --root=CAMVID --seed=0 --output=seed0.json
 
@@ -81,7 +81,9 @@ def main() -> None:
             images, labels = train[0][rows].copy(), train[1][rows].astype(np.int64)
             for j in np.flatnonzero(rng.random(8) < 0.5):
                 images[j], labels[j] = images[j, :, ::-1], labels[j, :, ::-1]
-            loss = torch.nn.functional.cross_entropy(model(to_input(images)), torch.from_numpy(labels), ignore_index=IGNORE)
+            loss = torch.nn.functional.cross_entropy(
+                model(to_input(images)), torch.from_numpy(labels), ignore_index=IGNORE
+            )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

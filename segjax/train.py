@@ -12,6 +12,7 @@
 """
 
 import argparse
+import logging
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -79,6 +80,13 @@ def _help(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> None:
         print("\nWith --config=experiments/deeplab.py, --help also lists the keys of that experiment.")
 
 
+def _show_notes() -> None:
+    """Prints what the library reports of long work, such as the drawing of a data set."""
+    logger = logging.getLogger("segjax")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler(sys.stdout))
+
+
 def _train(arguments: argparse.Namespace, config: ConfigDict, command: list[str]) -> int:
     devices.start(
         distributed=arguments.distributed or arguments.coordinator is not None,
@@ -98,4 +106,5 @@ def _train(arguments: argparse.Namespace, config: ConfigDict, command: list[str]
 
 
 if __name__ == "__main__":
+    _show_notes()
     sys.exit(main())

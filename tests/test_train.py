@@ -8,7 +8,9 @@ from segjax import train
 def test_help_lists_the_flags_and_the_fields_of_the_config(capsys):
     assert train.main(["--config=experiments/deeplab.py:camvid", "--config.train.steps=7", "--help"]) == 0
     said = capsys.readouterr().out
-    assert "--workdir=DIR" in said and "--config.train.steps=7" in said and "--config.model.backbone=mobilenet_v2" in said
+    assert (
+        "--workdir=DIR" in said and "--config.train.steps=7" in said and "--config.model.backbone=mobilenet_v2" in said
+    )
 
 
 @pytest.mark.parametrize(

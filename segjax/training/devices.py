@@ -16,7 +16,11 @@ HEARTBEAT_TIMEOUT_S = 60  # a lost process ends the others after this long inste
 
 
 def start(
-    *, distributed: bool = False, coordinator: str | None = None, processes: int | None = None, process: int | None = None
+    *,
+    distributed: bool = False,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
 ) -> None:
     """Connects the processes of a run, then the devices.
 
@@ -32,13 +36,11 @@ def start(
     host_memory.keep_freed_memory()  # before jax starts any thread
     if distributed:
         try:
-            jax.distributed.initialize(
-                coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S
-            )
+            jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S)
         except (ValueError, RuntimeError) as error:
             raise InputError(
-                f"jax.distributed could not start (coordinator {coordinator}, processes {processes}, process {process}): "
-                f"{error}\nOutside SLURM, TPU slices and Open MPI give --coordinator, --processes and --process."
+                f"jax.distributed could not start (coordinator {coordinator}, processes {processes}, process {process})"
+                f": {error}\nOutside SLURM, TPU slices and Open MPI give --coordinator, --processes and --process."
             ) from error
     try:
         platform = jax.default_backend()

@@ -56,7 +56,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, stop: signals.StopRequest, co
         if scores:
             checkpoints.save(start, state, metrics=scores)
         if start < config.train.steps:
-            line.say(f"compiling the training step at {config.data.size[0]}x{config.data.size[1]}; this happens once ...")
+            line.say(
+                f"compiling the training step at {config.data.size[0]}x{config.data.size[1]}; this happens once ..."
+            )
         line.start(start)
         pending = None  # the step before, whose metrics are still on the device
         # On a CPU a step that is dispatched early gains nothing and doubles the memory in use.
@@ -180,14 +182,21 @@ def _report_step(
         log.scalars(step, scalars)
 
 
-def _not_finite(step: int, metrics: dict[str, Any], params: PyTree, config: ConfigDict, checkpoints: Checkpoints) -> str:
+def _not_finite(
+    step: int, metrics: dict[str, Any], params: PyTree, config: ConfigDict, checkpoints: Checkpoints
+) -> str:
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
     bad = [name for name, square in zip(names, metrics["grad_squares"], strict=True) if not math.isfinite(square)]
-    where = f"first leaf with a bad gradient: params/{bad[0]} ({len(bad)} of {len(names)})" if bad else "all gradients finite"
+    where = (
+        f"first leaf with a bad gradient: params/{bad[0]} ({len(bad)} of {len(names)})"
+        if bad
+        else "all gradients finite"
+    )
     saved = checkpoints.steps()
     kept = f"the checkpoint of step {saved[-1]} stays" if saved else "no checkpoint was due yet"
     return (
-        f"step {step}: the loss is {float(metrics['loss'])}, the gradient norm {float(metrics['grad_norm'])}; {where}.\n"
+        f"step {step}: the loss is {float(metrics['loss'])}, the gradient norm {float(metrics['grad_norm'])}; "
+        f"{where}.\n"
         f"The update was not applied and nothing was saved; {kept} in {checkpoints.directory}.\n"
         f"Try a lower --config.optimizer.learning_rate (now {config.optimizer.learning_rate:g}), more "
         f"--config.optimizer.warmup_steps (now {config.optimizer.warmup_steps}) or --config.optimizer.clip_norm=1, "
@@ -205,9 +214,7 @@ def _numbers(result: dict[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in result.items() if np.ndim(value) == 0 and key != "examples"}
 
 
-def _finish(
-    config: ConfigDict, workdir: pathlib.Path, checkpoints: Checkpoints, judge: _Judge, state: PyTree
-) -> None:
+def _finish(config: ConfigDict, workdir: pathlib.Path, checkpoints: Checkpoints, judge: _Judge, state: PyTree) -> None:
     """Writes summary.json, which marks the run as finished, and says what came out and what to type next."""
     scores, best = judge(config.train.steps, state), checkpoints.best_step()
     if jax.process_index() != 0:
@@ -217,7 +224,9 @@ def _finish(
         "step": config.train.steps,
         "miou": scores["miou"],
         "pixel_accuracy": scores["pixel_accuracy"],
-        "iou": {n: float(iou) if np.isfinite(iou) else None for n, iou in zip(names, judge.last[1]["iou"], strict=True)},
+        "iou": {
+            n: float(iou) if np.isfinite(iou) else None for n, iou in zip(names, judge.last[1]["iou"], strict=True)
+        },
         "split": config.data.split,
         "best_step": best,
         "protocol": protocol.protocol(config, ema=config.eval.ema),

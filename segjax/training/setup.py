@@ -168,9 +168,7 @@ def make_step(config: ConfigDict, classes: Classes) -> step.Step:
         losses.build(config.loss.name, num_classes=len(classes), ignore_label=classes.ignore_label, **options),
         optimizer.make_optimizer(total_steps=config.train.steps, **config.optimizer)[0],
         axis_name=axis_name,
-        augment=augment.make_augment(
-            size=tuple(config.data.size), ignore_label=classes.ignore_label, **config.augment
-        ),
+        augment=augment.make_augment(size=tuple(config.data.size), ignore_label=classes.ignore_label, **config.augment),
         accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay,
     )
@@ -208,7 +206,9 @@ def build(config: ConfigDict, classes: Classes) -> Job:
         module=build_model(config, len(classes)),
         mesh=mesh,
         schedule=optimizer.make_optimizer(total_steps=config.train.steps, **config.optimizer)[1],
-        train_step=parallel.pmap_step(train_step, mesh.devices.ravel()) if pmap else parallel.jit_step(train_step, mesh),
+        train_step=parallel.pmap_step(train_step, mesh.devices.ravel())
+        if pmap
+        else parallel.jit_step(train_step, mesh),
         initial=initial,
         parameters=parameters,
         summary=summary,

@@ -18,7 +18,9 @@ def test_a_gpu_that_jax_cannot_see_is_an_error_with_the_pip_line():
         devices.check_gpu_is_used("cpu", ["/dev/nvidia0"], "")
 
 
-@pytest.mark.parametrize("platform, gpus, chosen", [("gpu", ["/dev/nvidia0"], ""), ("cpu", [], ""), ("cpu", ["x"], "cpu")])
+@pytest.mark.parametrize(
+    "platform, gpus, chosen", [("gpu", ["/dev/nvidia0"], ""), ("cpu", [], ""), ("cpu", ["x"], "cpu")]
+)
 def test_a_chosen_or_only_device_is_fine(platform, gpus, chosen):
     assert devices.check_gpu_is_used(platform, gpus, chosen) is None
 

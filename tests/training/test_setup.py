@@ -35,7 +35,9 @@ def test_illegal_values_are_named(config, key, value, message):
         setup.check(configs.override(config, {key: value}), devices=4)
 
 
-@pytest.mark.parametrize("key, value, hint", [("model.backbone", "resnet5", "resnet50"), ("loss.name", "cross_entrop", "cross_entropy")])
+@pytest.mark.parametrize(
+    "key, value, hint", [("model.backbone", "resnet5", "resnet50"), ("loss.name", "cross_entrop", "cross_entropy")]
+)
 def test_unknown_names_list_the_known(config, key, value, hint):
     with pytest.raises(InputError, match=hint):
         setup.make_step(configs.override(config, {key: value}), Classes(names=("a", "b")))
