@@ -16,10 +16,8 @@ import subprocess
 import sys
 import time
 
-BATCH, WARM = (
-    8,
-    6,
-)  # batches before the clock starts; the buffers are full by then, and `batches` is far more than they hold
+BATCH = 8
+WARM = 6  # batches before the clock starts: the buffers are full by then, and `batches` is far more than they hold
 
 
 def timed(batches, count: int) -> float:
