@@ -33,6 +33,7 @@ from segjax.data.metadata import Classes
 from segjax.inference import evaluation, protocol
 from segjax.inference.progress import Progress
 from segjax.training import devices, environment, parallel, setup, trained
+from segjax.training.workdirs import check_classes
 from segjax.types import HostArray, InputError
 
 _SCALARS = ("miou", "pixel_accuracy", "mean_accuracy", "fwiou", "mean_dice")
@@ -104,25 +105,6 @@ def _evaluate(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> No
     }
     _write(output, report)
     print(f"\nwrote {output}")
-
-
-def check_classes(trained_on: Classes, found: Classes, where_trained: str, where_found: str) -> None:
-    """Refuses a set whose class ids mean something else than the model's.
-
-    Raises:
-        InputError: another number of classes, or other names; the message shows the first that differs.
-    """
-    if len(found) != len(trained_on):
-        raise InputError(
-            f"{where_trained} was trained on {len(trained_on)} classes ({', '.join(trained_on.names)}), but "
-            f"{where_found} has {len(found)} ({', '.join(found.names)}): evaluate on a set with the same classes"
-        )
-    for number, (ours, theirs) in enumerate(zip(trained_on.names, found.names, strict=True)):
-        if ours != theirs:
-            raise InputError(
-                f"class {number} is {ours!r} in {where_trained}, but {theirs!r} in {where_found}: give the set's "
-                "classes.json the names and the order of the run's, if the ids mean the same"
-            )
 
 
 def table(result: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -100,7 +100,7 @@ def _train(arguments: argparse.Namespace, config: ConfigDict, command: list[str]
     workdirs.prepare(workdir, config, command)
     cache = arguments.compilation_cache
     devices.keep_compiled_programs(workdir / "compiled" if cache is None else cache)
-    with signals.StopRequest() as stop, devices.explained(config):
+    with workdirs.held(workdir), signals.StopRequest() as stop, devices.explained(config):
         loop.run(config, workdir, stop, command)
     return 128 + stop.signal if stop.signal is not None else 0
 

@@ -30,12 +30,13 @@ def make_state(seed: int = 0, classes: int = 5, ema: bool = False) -> State:
         "head": {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(classes)},
         "scale": jnp.asarray(1.5, jnp.bfloat16),
     }
+    batch_stats = {"norm": {"mean": jnp.asarray([np.nan, -0.0, np.inf, 1e-42], jnp.float32)}}
     return State(
         step=jnp.asarray(seed, jnp.int32),
         params=params,
-        batch_stats={"norm": {"mean": jnp.asarray([np.nan, -0.0, np.inf, 1e-42], jnp.float32)}},
+        batch_stats=batch_stats,
         opt_state=(jax.tree.map(jnp.zeros_like, params), (), (jnp.asarray(7, jnp.int32), jnp.zeros((0, 3)))),
-        ema=jax.tree.map(lambda leaf: leaf + 1, params) if ema else {},
+        ema=jax.tree.map(lambda leaf: leaf + 1, {"params": params, "batch_stats": batch_stats}) if ema else {},
         key=jax.random.PRNGKey(seed),
     )
 

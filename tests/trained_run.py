@@ -70,7 +70,7 @@ def write_run(workdir: pathlib.Path, root: pathlib.Path, *, ema: bool = True) ->
         for step, kernel, average, miou in ((10, wrong, wrong, 0.1), (20, right, right, 0.9), (30, wrong, right, 0.2)):
             now = state.create(_variables(kernel), optax.sgd(0.1), key=jax.random.PRNGKey(0), ema=ema)
             if ema:
-                now = now.replace(ema=_variables(average)["params"])
+                now = now.replace(ema=_variables(average))
             checkpoints.save(step, now.replace(step=jnp.int32(step)), metrics={"miou": miou}, wait=True)
     return config
 

@@ -321,7 +321,7 @@ def restore_variables(
     checkpoints = Checkpoints(directory, read_only=True, warn=warn)
     leaves, step, _ = checkpoints._read(which)
     where = f"checkpoint {step} in {checkpoints.directory}"
-    sources = {"params": "ema" if ema else "params", "batch_stats": "batch_stats"}
+    sources = {name: f"ema/{name}" if ema else name for name in ("params", "batch_stats")}
     chosen = {
         f"{target}/{name.removeprefix(source + '/')}": leaf
         for target, source in sources.items()

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import time
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def collect(command: Sequence[str]) -> dict[str, Any]:
     """
     devices = jax.devices()
     return {
-        "command": " ".join(command),
+        "command": shlex.join(command),
         "folder": os.getcwd(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "python": platform.python_version(),

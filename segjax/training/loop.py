@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import shlex
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -34,8 +35,10 @@ def run(config: ConfigDict, workdir: pathlib.Path, stop: signals.StopRequest, co
     setup.check(config, jax.device_count())
     line = progress.Progress(total_steps=config.train.steps, batch_size=config.train.batch_size)
     train_set, eval_set = setup.open_sets(config, line.reading)
-    if jax.process_index() == 0:
-        train_set.classes.write(workdir / workdirs.CLASSES)
+    workdirs.keep_classes(workdir, train_set.classes)
+    if stop.signal is not None:
+        return _say_how_to_continue(0, config, stop, command)
+    line.say(f"building {config.model.name} ...")
     job = setup.build(config, train_set.classes)
     line.say(f"{len(train_set)} training and {len(eval_set)} validation images of {len(train_set.classes)} classes")
     line.say(job.summary)
@@ -51,7 +54,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, stop: signals.StopRequest, co
         writer.Writer(workdir, start_step=start, tensorboard=config.log.tensorboard) as log,
         setup.train_batches(config, train_set, start) as batches,
     ):
-        judge = _Judge(config, workdir, job, eval_set, log, line)
+        judge = _Judge(config, workdir, job, eval_set, log, line, start)
         scores = judge(start, state) if start and not judged and _due(start, config.eval.every_steps, config) else None
         if scores:
             checkpoints.save(start, state, metrics=scores)
@@ -97,9 +100,10 @@ class _Judge:
         dataset: Any,
         log: writer.Writer,
         line: progress.Progress,
+        start: int,
     ) -> None:
         self.config, self.workdir, self.job, self.dataset = config, workdir, job, dataset
-        self.log, self.line = log, line
+        self.log, self.line, self.start = log, line, start
         self.last: tuple[int, dict[str, Any]] | None = None
 
     def __call__(self, step: int, state: PyTree) -> dict[str, float]:
@@ -107,11 +111,13 @@ class _Judge:
         config, classes = self.config, self.dataset.classes
         if self.last is not None and self.last[0] == step:
             return _numbers(self.last[1])
-        params = state.ema if config.eval.ema else state.params
+        if self.last is None:
+            self.line.say("compiling the evaluation; this happens once ...")
+        variables = state.ema if config.eval.ema else {"params": state.params, "batch_stats": state.batch_stats}
         with setup.eval_batches(config, self.dataset) as batches:
             result = evaluation.evaluate(
                 self.job.module.apply,
-                {"params": params, "batch_stats": state.batch_stats},
+                variables,
                 batches,
                 num_classes=len(classes),
                 ignore_label=classes.ignore_label,
@@ -131,7 +137,9 @@ class _Judge:
         names = self.dataset.class_names
         scalars = {f"val/{key}": value for key, value in _numbers(result).items()}
         per_class = {f"val/iou/{name}": float(iou) for name, iou in zip(names, result["iou"], strict=True)}
-        self.log.scalars(step, scalars | per_class)
+        rows = writer.read_metrics(self.workdir) if step == self.start else []
+        if not any(row["step"] == step and "val/miou" in row for row in rows):  # a killed run may have written it
+            self.log.scalars(step, scalars | per_class)
         self.line.evaluated(step, result["miou"])
         if result["pictures"] and jax.process_index() == 0:
             classes = self.dataset.classes
@@ -206,8 +214,8 @@ def _not_finite(
 
 def _say_how_to_continue(step: int, config: ConfigDict, stop: signals.StopRequest, command: Sequence[str]) -> None:
     if jax.process_index() == 0:
-        print(f"Stopped by {stop.name} after step {step} of {config.train.steps}; a checkpoint is saved. To continue:")
-        print(f"  {' '.join(command)}", flush=True)
+        done = f"after step {step} of {config.train.steps}; a checkpoint is saved" if step else "before the first step"
+        print(f"Stopped by {stop.name} {done}. To continue:\n  {shlex.join(command)}", flush=True)
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C become a request to stop after the current step."""
 
+import os
 import signal
 from types import FrameType
 from typing import Self
@@ -34,6 +35,8 @@ class StopRequest:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+        # Not print: a handler may run in the middle of one, and a buffered stream cannot be entered twice.
+        os.write(1, f"\n{self.name}: stopping after this step; Ctrl-C again to stop at once\n".encode())
 
     @property
     def name(self) -> str:

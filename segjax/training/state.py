@@ -16,7 +16,7 @@ class TrainState:
     params: PyTree  # f32 leaves
     batch_stats: PyTree  # f32 leaves, {} for a model without batch norm
     opt_state: PyTree
-    ema: PyTree  # moving average of params, {} when off
+    ema: PyTree  # moving averages {"params", "batch_stats"}, {} when off
     key: Array  # u32[2]: raw threefry key, constant; draws fold the step and the example into it
 
 
@@ -27,7 +27,7 @@ def create(variables: Variables, tx: optax.GradientTransformation, *, key: Array
       variables: {"params": ..., "batch_stats": ...} as a model's init returns them; "batch_stats" may lack.
       tx: optimizer.
       key: typed key or raw u32[2].
-      ema: whether to keep a moving average of the parameters, which begins at their initial values.
+      ema: whether to keep a moving average of parameters and batch statistics, which begins at their initial values.
     Returns:
       TrainState that shares no buffer between its leaves, so that it may be donated; ``variables`` stay usable.
     Raises:
@@ -37,13 +37,13 @@ def create(variables: Variables, tx: optax.GradientTransformation, *, key: Array
         key = jax.random.key_data(key)
     if key.shape != (2,) or key.dtype != jnp.uint32:
         raise ValueError(f"key is {key.dtype}{list(key.shape)}, expected one threefry key, u32[2]")
-    params = _copy(variables["params"])
+    params, batch_stats = _copy(variables["params"]), _copy(variables.get("batch_stats", {}))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=_copy(variables.get("batch_stats", {})),
+        batch_stats=batch_stats,
         opt_state=tx.init(params),
-        ema=_copy(params) if ema else {},
+        ema=_copy({"params": params, "batch_stats": batch_stats}) if ema else {},
         key=jnp.array(key, copy=True),
     )
 

@@ -48,8 +48,8 @@ def make_train_step(
       axis_name: name of the pmap axis, None elsewhere; the model must be built with the same.
       augment: augment(key, batch, global example index i32[B]) -> batch with a normalised f32 image; None: as it is.
       accumulate: microbatches per step, n >= 1.
-      ema_decay: d in ema <- d' ema + (1 - d') params, d' = min(d, (1 + t) / (10 + t)) so that a short run forgets its
-        random start; 0: no average.
+      ema_decay: d in ema <- d' ema + (1 - d') (params, batch_stats) with d' = min(d, (1 + t) / (10 + t)), so that a
+        short run forgets its random start; 0: no average.
     Returns:
       step(state, batch) -> (state, metrics): "loss", each term, "grad_norm" (before clipping), "finite" bool,
       "grad_squares" f32[leaves of params] (sum of squares per leaf, in the order of jax.tree.leaves).
@@ -79,11 +79,16 @@ def make_train_step(
         total, norm = sum(terms.values()), jnp.sqrt(squares.sum())
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         new = _updated(state, grads, batch_stats, tx, ema_decay)
-        new = jax.tree.map(lambda n, o: jnp.where(finite & (weight > 0), n, o), new, state)
+        new = jax.tree.map(lambda n, o: jnp.where(finite & (_is_count(n) | (weight > 0)), n, o), new, state)
         new = new.replace(step=state.step + finite.astype(state.step.dtype))
         return new, {**terms, "loss": total, "grad_norm": norm, "finite": finite, "grad_squares": squares}
 
     return step
+
+
+def _is_count(leaf: Array) -> bool:
+    """Whether a leaf of the state counts steps (optax's schedules do): those go on though nothing is learnt."""
+    return jnp.issubdtype(leaf.dtype, jnp.signedinteger)
 
 
 def _updated(
@@ -95,7 +100,9 @@ def _updated(
     if ema_decay:
         done = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done))
-        ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)
+        # The statistics too: averaged weights give other activations than those the last batches were measured on.
+        latest = {"params": params, "batch_stats": batch_stats}
+        ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, latest)
     return state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
 
 

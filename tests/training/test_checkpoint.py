@@ -145,7 +145,7 @@ def test_variables_alone_with_or_without_moving_average(tmp_path):
     variables, _ = restore_variables(
         tmp_path, "latest", ema=True, expected={"params": state.params, "batch_stats": state.batch_stats}
     )
-    assert_same_bits(variables, {"params": state.ema, "batch_stats": state.batch_stats})
+    assert_same_bits(variables, state.ema)
     other = make_state(classes=3)
     with pytest.raises(InputError, match=r"params/head/bias is float32\[5\], expected float32\[3\]"):
         restore_variables(tmp_path, expected={"params": other.params, "batch_stats": other.batch_stats})

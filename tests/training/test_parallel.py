@@ -73,7 +73,7 @@ def test_the_steps_move_and_draw(alone):
     first = small_net.make().init()
     assert small_net.distance(final.params, first["params"]) > 0.05
     assert small_net.distance(final.batch_stats, first["batch_stats"]) > 0.05
-    assert small_net.distance(final.ema, final.params) > 1e-3
+    assert small_net.distance(final.ema["params"], final.params) > 1e-3
     assert int(final.step) == 5 and all(metrics["finite"] for metrics in history)
 
 

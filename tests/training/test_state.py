@@ -28,7 +28,7 @@ def test_no_buffer_is_shared():
         leaf.delete()
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(variables))
     again = state.create({"params": variables["params"]}, optax.sgd(0.1), key=jax.random.key(0), ema=True)
-    assert again.batch_stats == {} and small_net.distance(again.ema, variables["params"]) == 0.0
+    assert again.batch_stats == {} and small_net.distance(again.ema["params"], variables["params"]) == 0.0
 
 
 def test_only_one_threefry_key():

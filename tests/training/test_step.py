@@ -136,13 +136,13 @@ def test_ema_follows_the_parameters_faster_at_first():
     net, tx = small_net.make(), optax.sgd(0.5)
     run = jax.jit(step.make_train_step(net.apply, LOSS, tx, ema_decay=0.15))
     now = start(net, tx, ema=True)
-    average = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(now.params)]
+    average = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves([now.params, now.batch_stats])]
     for decay in (1 / 10, 0.15, 0.15):  # min(0.15, (1 + t) / (10 + t))
         now, _ = run(now, DATA)
-        average = [
-            decay * a + (1 - decay) * np.asarray(p) for a, p in zip(average, jax.tree.leaves(now.params), strict=True)
-        ]
-    assert small_net.distance(jax.tree.leaves(now.ema), average) < 1e-6
+        latest = jax.tree.leaves([now.params, now.batch_stats])
+        average = [decay * a + (1 - decay) * np.asarray(p) for a, p in zip(average, latest, strict=True)]
+    mine = jax.tree.leaves([now.ema["params"], now.ema["batch_stats"]])
+    assert small_net.distance(mine, average) < 1e-6
     with pytest.raises(ValueError, match="ema=False"):
         run(start(net, tx), DATA)
 

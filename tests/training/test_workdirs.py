@@ -1,10 +1,13 @@
 """The folder of a run belongs to one config, and says so."""
 
 import json
+import os
+import shlex
 
 import pytest
 
 from segjax import config as configs
+from segjax.data.metadata import Classes
 from segjax.training import workdirs
 from segjax.types import InputError
 
@@ -25,17 +28,25 @@ def test_a_new_folder_gets_config_and_environment(tmp_path, config):
     workdirs.prepare(workdir, config, COMMAND)  # the same again is a resume
 
 
+def test_a_command_that_failed_before_the_first_checkpoint_can_be_mended(tmp_path, config):
+    workdirs.prepare(tmp_path, configs.override(config, {"data.root": "/nowhere"}), COMMAND)
+    workdirs.prepare(tmp_path, config, COMMAND)
+    assert configs.differences(configs.load_json(tmp_path / "config.json"), config) == []
+
+
 def test_another_config_is_refused_with_the_difference_and_a_free_folder(tmp_path, config):
     workdir = tmp_path / "run"
     workdirs.prepare(workdir, config, COMMAND)
+    (workdir / "checkpoints" / "10").mkdir(parents=True)
     (tmp_path / "run-2").mkdir()
     before = (workdir / "config.json").read_bytes()
     other = configs.override(config, {"optimizer.learning_rate": "0.5"})
     with pytest.raises(InputError) as caught:
-        workdirs.prepare(workdir, other, [*COMMAND, f"--workdir={workdir}"])
+        workdirs.prepare(workdir, other, [*COMMAND, "--config.data.size=(9, 9)", "--workdir", str(workdir)])
     assert "optimizer.learning_rate" in str(caught.value) and "-> 0.5" in str(caught.value)
     assert f"--workdir={tmp_path / 'run-3'}" in str(caught.value)
-    assert str(caught.value).count("--workdir") == 1
+    command = str(caught.value).splitlines()[-1].strip()
+    assert shlex.split(command) == [*COMMAND, "--config.data.size=(9, 9)", f"--workdir={tmp_path / 'run-3'}"]
     assert (workdir / "config.json").read_bytes() == before
 
 
@@ -65,3 +76,31 @@ def test_root_becomes_absolute(config, tmp_path, monkeypatch):
     changed = workdirs.absolute_root(configs.override(config, {"data.root": "images"}))
     assert changed.data.root == str(tmp_path / "images")
     assert workdirs.absolute_root(config).data.root == config.data.root
+
+
+def test_classes_of_a_started_run_cannot_change(tmp_path):
+    workdirs.keep_classes(tmp_path, Classes(names=("a", "b")))
+    workdirs.keep_classes(tmp_path, Classes(names=("a", "b", "c")))  # nothing was trained yet
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    before = (tmp_path / "classes.json").read_bytes()
+    with pytest.raises(InputError, match="was trained on 3 classes .* has 2"):
+        workdirs.keep_classes(tmp_path, Classes(names=("a", "b")))
+    with pytest.raises(InputError, match="class 0 is 'a'"):
+        workdirs.keep_classes(tmp_path, Classes(names=("b", "a", "c")))
+    assert (tmp_path / "classes.json").read_bytes() == before
+
+
+def test_a_second_training_in_the_folder_is_refused(tmp_path):
+    in_use = pytest.raises(InputError, match=f"in use: process {os.getpid()} trains there")
+    with workdirs.held(tmp_path), in_use, workdirs.held(tmp_path):
+        raise AssertionError("two trainings in one folder")
+    with workdirs.held(tmp_path):
+        assert (tmp_path / ".lock").exists()
+
+
+def test_the_environment_of_each_start_is_kept(tmp_path, config):
+    workdirs.prepare(tmp_path, config, COMMAND)
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    workdirs.prepare(tmp_path, config, [*COMMAND, "--again"])
+    noted = json.loads((tmp_path / "environment.json").read_text())
+    assert "--again" not in noted["command"] and "--again" in noted["continued"][0]["command"]
