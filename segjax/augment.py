@@ -214,7 +214,7 @@ def _check(
     if not 0.0 <= flip <= 1.0:
         raise ValueError(f"flip is {flip}, expected a probability")
     for name, value in factors.items():
-        if value < 0.0:
+        if not 0.0 <= value < float("inf"):
             raise ValueError(f"{name} is {value}, expected 0 (off) or more")
     if not 0.0 <= hue <= 0.5:
         raise ValueError(f"hue is {hue}, expected a number in [0, 0.5]")

@@ -15,6 +15,7 @@ from segjax.types import Array, InputError, Outputs
 
 RATES = {16: (6, 12, 18), 8: (12, 24, 36)}  # of the pyramid, by output stride (2017, section 3.3)
 LEGAL = {"variant": ("v3plus",), "output_stride": (16, 8), "dtype": ("float32", "bfloat16")}
+LEAST = {"num_classes": 1, "aspp_channels": 1, "low_level_channels": 1, "decoder_channels": 1, "decoder_convs": 0}
 
 
 class Pyramid(nn.Module):
@@ -96,6 +97,13 @@ class Model(layers.Network):
         for name, legal in LEGAL.items():
             if getattr(self, name) not in legal:
                 raise InputError(f"{name}={getattr(self, name)!r} of model 'deeplab': expected one of {legal}")
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)!r} of model 'deeplab': expected at least {least}")
+        if not 0 < self.width < float("inf"):
+            raise InputError(f"width={self.width!r} of model 'deeplab': expected a factor above 0")
+        if any(rate < 1 for rate in self.aspp_rates or ()):
+            raise InputError(f"aspp_rates={self.aspp_rates!r} of model 'deeplab': expected dilations of at least 1")
         if not 0 <= self.aspp_dropout < 1:
             raise InputError(f"aspp_dropout={self.aspp_dropout!r} of model 'deeplab': expected 0 <= rate < 1")
         super().__post_init__()

@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules: optax parts in the order and with the meaning they have in PyTorch."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,8 +58,13 @@ def make_optimizer(
     if name not in OPTIMIZERS:
         raise InputError(f"optimizer {name!r} is unknown; known: {', '.join(OPTIMIZERS)}")
     for label, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm), ("momentum", momentum)):
-        if value < 0:
+        if not 0 <= value < math.inf:
             raise InputError(f"{label} is {value}, expected 0 (off) or more")
+    for label, value in (("b1", b1), ("b2", b2)):
+        if not 0 <= value < 1:
+            raise InputError(f"{label} is {value}, expected a number in [0, 1)")
+    if not 0 < eps < math.inf:
+        raise InputError(f"eps is {eps}, expected a small number above 0")
     rate = make_schedule(
         schedule, learning_rate=learning_rate, power=power, total_steps=total_steps, warmup_steps=warmup_steps
     )
@@ -99,8 +105,10 @@ def make_schedule(
     """
     if name not in SCHEDULES:
         raise InputError(f"schedule {name!r} is unknown; known: {', '.join(SCHEDULES)}")
-    if not learning_rate > 0:
+    if not 0 < learning_rate < math.inf:
         raise InputError(f"learning_rate is {learning_rate}, expected a number above 0")
+    if not 0 <= power < math.inf:
+        raise InputError(f"power is {power}, expected 0 or more")
     if total_steps < 1 or warmup_steps < 0:
         raise InputError(f"total_steps is {total_steps} and warmup_steps {warmup_steps}, expected >= 1 and >= 0")
 

@@ -12,10 +12,8 @@ from ml_collections import ConfigDict
 from segjax import augment, data, losses, models
 from segjax.data import pipeline
 from segjax.data.metadata import Classes
-from segjax.training import optimizer, parallel, state, step
+from segjax.training import check_config, optimizer, parallel, state, step
 from segjax.types import DATA_AXIS, InputError
-
-DTYPES, PARALLEL = ("float32", "bfloat16"), ("jit", "pmap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,46 +39,25 @@ class Job:
     summary: str
 
 
-def check(config: ConfigDict, devices: int) -> None:
-    """Refuses values that no part would name as well as this does.
+def check(config: ConfigDict, devices: int, *, evaluation: bool = False) -> None:
+    """Refuses keys that nothing reads or that are missing, and values that no part would name as well as this does.
+
+    Args:
+        config: of an experiment, or of a run.
+        devices: that a batch is divided among.
+        evaluation: the config of a run, which is evaluated and not trained: what evaluation does not read is not
+            checked, since an earlier version may have written it.
 
     Raises:
         InputError: names the key, its value and what to write instead.
     """
-    for key, value, known in (
-        ("train.dtype", config.train.dtype, DTYPES),
-        ("train.parallel", config.train.parallel, PARALLEL),
-        ("data.fit", config.data.fit, ("stretch", "pad", "crop")),
-        ("eval.resolution", config.eval.resolution, ("native", "input")),
-        ("eval.absent", config.eval.absent, ("skip", "zero", "ground_truth_only")),
-    ):
-        if value not in known:
-            raise InputError(f"{key}={value!r}: expected one of {', '.join(known)}")
-    for key, value in (
-        ("train.steps", config.train.steps),
-        ("train.batch_size", config.train.batch_size),
-        ("train.accumulate", config.train.accumulate),
-        ("eval.every_steps", config.eval.every_steps),
-        ("eval.batch_size", config.eval.batch_size),
-        ("checkpoint.every_steps", config.checkpoint.every_steps),
-        ("checkpoint.keep_last", config.checkpoint.keep_last),
-        ("log.every_steps", config.log.every_steps),
-    ):
-        if value < 1:
-            raise InputError(f"{key}={value}: expected at least 1")
-    if len(config.data.size) != 2 or min(config.data.size) < 1:
-        raise InputError(f"data.size={tuple(config.data.size)}: expected (height, width) in pixels")
-    if not 0 <= config.train.ema_decay < 1:
-        raise InputError(f"train.ema_decay={config.train.ema_decay}: expected 0 (off) to below 1, such as 0.999")
-    if config.eval.ema and not config.train.ema_decay:
-        raise InputError("eval.ema=True needs a moving average: set train.ema_decay, such as 0.999")
-    parts, batch = devices * config.train.accumulate, config.train.batch_size
-    if batch % parts:
-        near = sorted({max(parts, batch // parts * parts), (batch // parts + 1) * parts})
-        raise InputError(
-            f"train.batch_size={batch} does not divide into {devices} device(s) x train.accumulate="
-            f"{config.train.accumulate}; try {' or '.join(map(str, near))}"
-        )
+    if evaluation:
+        check_config.evaluation_keys(config)
+        check_config.values(config, devices)
+    else:
+        check_config.keys(config)
+        check_config.values(config, devices)
+        check_config.options(config)
 
 
 def open_sets(config: ConfigDict, progress: Callable[[str, int, int], None] | None = None) -> tuple[Any, Any]:

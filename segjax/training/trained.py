@@ -38,7 +38,7 @@ def read(workdir: str | os.PathLike, overrides: Mapping[str, Any]) -> tuple[Conf
         raise InputError(f"--workdir={workdir} is not the folder of a run: it has no {workdirs.CONFIG}{there}")
     saved = configs.load_json(workdir / workdirs.CONFIG)
     config = configs.override(saved, overrides)
-    setup.check(config, devices=1)
+    setup.check(config, devices=1, evaluation=True)
     return saved, config, metadata.read(workdir / workdirs.CLASSES)
 
 
