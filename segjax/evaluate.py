@@ -135,7 +135,7 @@ def table(result: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _scores(config: ConfigDict, dataset: Any, apply: Any, variables: Any) -> dict[str, Any]:
-    with setup.eval_batches(config, dataset) as batches:
+    with setup.eval_batches(config, dataset, cache=False) as batches:
         return evaluation.evaluate(
             apply,
             variables,

@@ -145,5 +145,7 @@ def _check(logits: Array, label: Array, num_classes: int, class_weights: object,
         raise ValueError(f"logits have shape {logits.shape}, expected {(*label.shape, num_classes)}: label's, then K")
     if class_weights is not None and len(class_weights) and len(class_weights) != num_classes:
         raise ValueError(f"class_weights has {len(class_weights)} values, expected one per class: {num_classes}")
+    if class_weights is not None and not all(0.0 <= weight < float("inf") for weight in class_weights):
+        raise ValueError(f"class_weights is {class_weights}, expected numbers of at least 0")
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {smoothing}, expected a number in [0, 1]")

@@ -10,10 +10,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from segjax import augment, data, losses, models
+from segjax import config as configs
 from segjax.data import pipeline
 from segjax.data.metadata import Classes
 from segjax.training import check_config, optimizer, parallel, state, step
-from segjax.types import DATA_AXIS, InputError
+from segjax.types import DATA_AXIS, IMAGE, LABEL, VALID, InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,8 @@ def open_sets(config: ConfigDict, progress: Callable[[str, int, int], None] | No
             f"{train_set.class_names} and {eval_set.class_names}"
         )
     if config.data.verify:
+        # Worker processes do not see what this one keeps in memory.
+        cache = config.data.cache and config.data.worker_mode == "threads"
         for dataset, native in ((train_set, False), (eval_set, True)):
             pipeline.verify(
                 dataset,
@@ -88,7 +91,7 @@ def open_sets(config: ConfigDict, progress: Callable[[str, int, int], None] | No
                 size=tuple(config.data.size),
                 fit=config.data.fit,
                 native_label=native,
-                cache=config.data.cache,
+                cache=cache,
             )
     return train_set, eval_set
 
@@ -101,14 +104,22 @@ def train_batches(config: ConfigDict, dataset: Any, start_step: int) -> pipeline
         seed=config.seed,
         start_step=start_step,
         num_steps=config.train.steps,
+        cache=config.data.cache,
         **_reading(config),
     )
 
 
-def eval_batches(config: ConfigDict, dataset: Any) -> pipeline.Batches:
-    """This process's rows of the evaluation batches, every example once."""
+def eval_batches(config: ConfigDict, dataset: Any, *, cache: bool | None = None) -> pipeline.Batches:
+    """This process's rows of the evaluation batches, every example once.
+
+    Args:
+        config: the experiment.
+        dataset: see ``segjax.data``.
+        cache: whether what is read is kept in memory for a second pass; None: as ``config.data.cache``.
+    """
     batch_size = -(-config.eval.batch_size // jax.process_count()) * jax.process_count()
-    return pipeline.eval_batches(dataset, batch_size=batch_size, **_reading(config))
+    cache = config.data.cache if cache is None else cache
+    return pipeline.eval_batches(dataset, batch_size=batch_size, cache=cache, **_reading(config))
 
 
 def _reading(config: ConfigDict) -> dict[str, Any]:
@@ -119,7 +130,6 @@ def _reading(config: ConfigDict) -> dict[str, Any]:
         "process_count": jax.process_count(),
         "workers": config.data.workers,
         "worker_mode": config.data.worker_mode,
-        "cache": config.data.cache,
     }
 
 
@@ -169,11 +179,13 @@ def build(config: ConfigDict, classes: Classes) -> Job:
     """Builds model, optimizer, first state and compiled step.
 
     Raises:
-        InputError, ValueError: as ``make_step``.
+        InputError: an unknown model, loss, optimizer or option, or an option out of range.
     """
     mesh, pmap = parallel.make_mesh(), config.train.parallel == "pmap"
-    train_step = make_step(config, classes)
-    initial = first_state(config, len(classes))
+    explained, parts = check_config.explained, ("model", "loss", "optimizer", "augment")
+    train_step = explained(parts, lambda: make_step(config, classes))
+    initial = explained(("model", "optimizer"), lambda: first_state(config, len(classes)))
+    explained(parts, lambda: _trace(config, classes, train_step, initial))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(initial.params))
     summary = (
         f"{config.model.name} with {parameters / 1e6:.2f} M parameters, {config.train.dtype}, on {mesh.size} "
@@ -190,3 +202,16 @@ def build(config: ConfigDict, classes: Classes) -> Job:
         parameters=parameters,
         summary=summary,
     )
+
+
+def _trace(config: ConfigDict, classes: Classes, train_step: step.Step, initial: state.TrainState) -> None:
+    """Runs the step on shapes alone, so that what it says of an option is heard here; jit keeps what is traced."""
+    if config.train.parallel == "pmap":  # its step adds over an axis that only pmap has
+        train_step = make_step(configs.override(config, {"train.parallel": "jit"}), classes)
+    pixels = (config.train.batch_size, *config.data.size)
+    batch = {
+        IMAGE: jax.ShapeDtypeStruct((*pixels, 3), jnp.uint8),
+        LABEL: jax.ShapeDtypeStruct(pixels, jnp.int32),
+        VALID: jax.ShapeDtypeStruct(pixels[:1], jnp.bool_),
+    }
+    jax.eval_shape(train_step, initial, batch)

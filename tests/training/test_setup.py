@@ -1,5 +1,7 @@
 """A config that cannot run is refused before any work, with the key and what to write."""
 
+import types
+
 import jax
 import pytest
 
@@ -50,3 +52,42 @@ def test_the_first_state_depends_on_the_seed_alone(config):
     other = setup.first_state(configs.override(config, {"seed": 1}), 3).params["head"]["kernel"]
     assert (same[0] == same[1]).all() and not (same[0] == other).all()
     assert jax.tree.leaves(setup.first_state(config, 3).ema) == []
+
+
+SMALL = {"data.size": (32, 32), "model.width": 0.125, "model.decoder_channels": 8, "model.aspp_channels": 8}
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("loss.class_weights", (1.0, 2.0), "class_weights has 2 values, expected one per class: 3"),
+        ("loss.class_weights", (1.0, -2.0, 1.0), "class_weights is .* at least 0"),
+        ("loss.label_smoothing", 1.5, "label_smoothing is 1.5"),
+    ],
+)
+def test_what_only_the_traced_step_refuses_is_told_with_its_sections(config, monkeypatch, mode, key, value, message):
+    config = configs.override(config, {**SMALL, "train.parallel": mode, key: value})
+    shapes = jax.eval_shape(lambda: setup.first_state(config, 3))
+    monkeypatch.setattr(setup, "first_state", lambda *_: shapes)  # only shapes are read before the refusal
+    with pytest.raises(InputError, match=f"^sections model, loss, optimizer, augment of the config: {message}"):
+        setup.build(config, Classes(names=("a", "b", "c")))
+
+
+@pytest.mark.parametrize("worker_mode, kept", [("threads", True), ("processes", False)])
+def test_reading_all_fills_a_cache_only_where_it_will_be_read(config, monkeypatch, worker_mode, kept):
+    asked = []
+    one = types.SimpleNamespace(classes=None, class_names=("a",), split="x")
+    monkeypatch.setattr(setup.data, "from_config", lambda *_, **__: one)
+    monkeypatch.setattr(setup.pipeline, "verify", lambda *_, cache, **__: asked.append(cache))
+    setup.open_sets(configs.override(config, {"data.worker_mode": worker_mode}))
+    setup.open_sets(configs.override(config, {"data.worker_mode": worker_mode, "data.cache": False}))
+    assert asked == [kept, kept, False, False]
+
+
+def test_a_single_pass_over_the_data_keeps_nothing(config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(setup.pipeline, "eval_batches", lambda *_, cache, **__: asked.append(cache))
+    setup.eval_batches(config, None)
+    setup.eval_batches(config, None, cache=False)
+    assert asked == [True, False]
