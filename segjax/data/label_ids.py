@@ -68,7 +68,7 @@ def _from_colors(label: HostArray, classes: Classes, path: str) -> HostArray:
             f"is none of the {len(classes)} class colours ({int(wrong.sum())} such pixels): complete colors or "
             "ignore_colors in classes.json, or store the ids as a grey or palette PNG"
         )
-    return ids[first][position].astype(np.uint8 if ids.max() <= 255 else np.int32)
+    return ids[first][position].astype(np.uint8 if ids.min() >= 0 and ids.max() <= 255 else np.int32)
 
 
 def _code(colors: HostArray) -> HostArray:

@@ -4,7 +4,7 @@
 |---|---|
 | classes | names of class 0, 1, ...; the one required key |
 | colors | [R, G, B] of each class; default the colour map of PASCAL VOC. One more, at place ignore_label, may follow |
-| ignore_label | the id that counts nowhere; default 255 |
+| ignore_label | the id that counts nowhere; default 255, and 65535 where there are more than 255 classes |
 | ids | the pixel value of each class in the label files, [0, 255] for a mask; default 0, 1, ... |
 | ignore_colors | [[R, G, B], ...] that mean "ignored" in RGB label files |
 """
@@ -20,6 +20,7 @@ import numpy as np
 from segjax.types import DEFAULT_IGNORE_LABEL, HostArray, InputError
 
 _KEYS = ("classes", "colors", "ignore_label", "ids", "ignore_colors")
+_WIDE_IGNORE_LABEL = 65535  # for sets in which 255 is a class
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,14 +30,15 @@ class Classes:
     Attributes:
       names: K class names.
       palette: u8[K, 3], the colour of each class; None gives ``default_palette(K)``.
-      ignore_label: the id counted nowhere, in the labels a dataset returns.
+      ignore_label: the id counted nowhere, in the labels a dataset returns; None gives 255, or 65535 where 255 is
+        the id of a class.
       ids: the pixel value of each class in label *files*; None means 0 .. K-1. A dataset returns 0 .. K-1 always.
       ignore_colors: colours that mean "ignored" in RGB label files.
     """
 
     names: tuple[str, ...]
     palette: HostArray | None = None
-    ignore_label: int = DEFAULT_IGNORE_LABEL
+    ignore_label: int | None = None
     ids: tuple[int, ...] | None = None
     ignore_colors: tuple[tuple[int, int, int], ...] = ()
 
@@ -44,22 +46,25 @@ class Classes:
         names = tuple(self.names)
         if not names or not all(isinstance(name, str) for name in names):
             raise InputError(f"class names must be a list of at least one string, got {self.names!r}")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"class names must differ, but {', '.join(map(repr, twice))} occurs more than once")
         palette = _colors(default_palette(len(names)) if self.palette is None else self.palette)
         if len(palette) < len(names):
             raise InputError(f"{len(names)} classes but {len(palette)} colours: give one colour per class")
         ignored = [tuple(map(int, color)) for color in _colors(self.ignore_colors)]
-        if isinstance(self.ignore_label, bool) or not isinstance(self.ignore_label, (int, np.integer)):
-            raise InputError(f"ignore_label must be a whole number, got {self.ignore_label!r}")
-        if len(names) <= self.ignore_label < len(palette):  # a colour is listed for the ignored id too
-            ignored.append(tuple(map(int, palette[self.ignore_label])))
+        default = DEFAULT_IGNORE_LABEL if len(names) <= DEFAULT_IGNORE_LABEL else _WIDE_IGNORE_LABEL
+        ignore_label = default if self.ignore_label is None else self.ignore_label
+        if not _is_whole(ignore_label):
+            raise InputError(f"ignore_label must be a whole number, got {ignore_label!r}")
+        if len(names) <= ignore_label < len(palette):  # a colour is listed for the ignored id too
+            ignored.append(tuple(map(int, palette[ignore_label])))
         palette = palette[: len(names)].copy()
         palette.flags.writeable = False
-        ids = None if self.ids is None else tuple(int(i) for i in self.ids)
-        if ids is not None and (len(ids) != len(names) or len(set(ids)) != len(ids) or min(ids) < 0):
-            raise InputError(f"ids must be one different pixel value >= 0 per class ({len(names)} classes), got {ids}")
-        checked = {"names": names, "palette": palette, "ids": ids, "ignore_colors": tuple(dict.fromkeys(ignored))}
-        for field, value in checked.items():
-            object.__setattr__(self, field, value)
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "palette", palette)
+        object.__setattr__(self, "ignore_label", int(ignore_label))
+        object.__setattr__(self, "ids", _pixel_values(self.ids, len(names)))
+        object.__setattr__(self, "ignore_colors", tuple(dict.fromkeys(ignored)))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -117,9 +122,9 @@ def from_dict(content: Mapping[str, Any]) -> Classes:
     return Classes(
         names=tuple(content["classes"]),
         palette=content.get("colors"),
-        ignore_label=content.get("ignore_label", DEFAULT_IGNORE_LABEL),
+        ignore_label=content.get("ignore_label"),
         ids=content.get("ids"),
-        ignore_colors=tuple(content.get("ignore_colors", ())),
+        ignore_colors=content.get("ignore_colors", ()),
     )
 
 
@@ -134,6 +139,20 @@ def default_palette(num_classes: int) -> HostArray:
         for channel in range(3):
             palette[:, channel] |= (((ids >> (3 * j + channel)) & 1) << (7 - j)).astype(np.uint8)
     return palette
+
+
+def _pixel_values(ids: Sequence[int] | None, classes: int) -> tuple[int, ...] | None:
+    """The pixel value of each class as a tuple, or what is wrong with them."""
+    if ids is None:
+        return None
+    listed = isinstance(ids, (list, tuple, np.ndarray)) and all(_is_whole(value) and value >= 0 for value in ids)
+    if not listed or len(ids) != classes or len(set(ids)) != classes:
+        raise InputError(f"ids must be one different pixel value >= 0 per class ({classes} classes), got {ids!r}")
+    return tuple(int(value) for value in ids)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _colors(colors: Sequence[Sequence[int]] | HostArray) -> HostArray:

@@ -201,7 +201,7 @@ def _classes(feature: Any, name: str, names: tuple[str, ...], count: int, offset
         raise InputError(f"{name} does not say how many classes it has: set data.num_classes or data.class_names")
     if count and len(names) != count:
         raise InputError(f"{name}: data.num_classes is {count} but there are {len(names)} class names")
-    return Classes(names, ignore_label=DEFAULT_IGNORE_LABEL if len(names) <= DEFAULT_IGNORE_LABEL else 65535)
+    return Classes(names)
 
 
 def _bytes_of(feature: Any) -> Any:
