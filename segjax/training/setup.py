@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from segjax import augment, data, losses, models
@@ -185,7 +185,7 @@ def build(config: ConfigDict, classes: Classes) -> Job:
     explained, parts = check_config.explained, ("model", "loss", "optimizer", "augment")
     train_step = explained(parts, lambda: make_step(config, classes))
     initial = explained(("model", "optimizer"), lambda: first_state(config, len(classes)))
-    explained(parts, lambda: _trace(config, classes, train_step, initial))
+    explained(parts, lambda: _trace(config, classes, train_step, initial, mesh))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(initial.params))
     summary = (
         f"{config.model.name} with {parameters / 1e6:.2f} M parameters, {config.train.dtype}, on {mesh.size} "
@@ -204,14 +204,16 @@ def build(config: ConfigDict, classes: Classes) -> Job:
     )
 
 
-def _trace(config: ConfigDict, classes: Classes, train_step: step.Step, initial: state.TrainState) -> None:
-    """Runs the step on shapes alone, so that what it says of an option is heard here; jit keeps what is traced."""
+def _trace(config: ConfigDict, classes: Classes, train_step: step.Step, initial: state.TrainState, mesh: Mesh) -> None:
+    """Runs the step on shapes alone, so that what it says of an option is heard here; jit reuses what is traced."""
     if config.train.parallel == "pmap":  # its step adds over an axis that only pmap has
         train_step = make_step(configs.override(config, {"train.parallel": "jit"}), classes)
+    everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(DATA_AXIS))
     pixels = (config.train.batch_size, *config.data.size)
     batch = {
-        IMAGE: jax.ShapeDtypeStruct((*pixels, 3), jnp.uint8),
-        LABEL: jax.ShapeDtypeStruct(pixels, jnp.int32),
-        VALID: jax.ShapeDtypeStruct(pixels[:1], jnp.bool_),
+        IMAGE: jax.ShapeDtypeStruct((*pixels, 3), jnp.uint8, sharding=rows),
+        LABEL: jax.ShapeDtypeStruct(pixels, jnp.int32, sharding=rows),
+        VALID: jax.ShapeDtypeStruct(pixels[:1], jnp.bool_, sharding=rows),
     }
-    jax.eval_shape(train_step, initial, batch)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), initial)
+    jax.eval_shape(train_step, shapes, batch)
