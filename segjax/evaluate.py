@@ -41,7 +41,11 @@ _PER_CLASS = ("iou", "accuracy", "dice", "support")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line and evaluates; returns the exit status: 0, or 2 where the user has something to mend."""
+    """Parses the command line and evaluates.
+
+    Returns:
+        the exit status: 0; 2 where the user has something to mend; 130 where Ctrl-C ended it.
+    """
     try:
         arguments, overrides = configs.parse(_parser(), sys.argv[1:] if argv is None else argv)
         if arguments.help:
@@ -53,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: no result was written", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -91,7 +98,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> No
     print(f"{workdir}, {kind}checkpoint {step} ({arguments.checkpoint})")
     print(f"{dataset.name}, split {config.data.split!r}: {len(dataset)} images of {len(classes)} classes")
     print(f"compiling the model at {config.data.size[0]}x{config.data.size[1]}; this happens once ...", flush=True)
-    with devices.explained(config):
+    with devices.explained(config, key="eval.batch_size"):
         result = _scores(config, dataset, apply, variables)
     print(table(result, classes.names))
     output = pathlib.Path(arguments.output or workdir / "evaluation.json")

@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and predicts.
 
     Returns:
-        the exit status: 0; 1 where files could not be read; 2 where the user has something to mend.
+        the exit status: 0; 1 where files could not be read; 2 where the user has something to mend; 130 where Ctrl-C
+        ended it.
     """
     try:
         arguments, overrides = configs.parse(_parser(), sys.argv[1:] if argv is None else argv)
@@ -91,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: what was written so far stays; the same command does all again", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,7 +138,8 @@ def _predict(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int
         batch_size=batch_size,
         mesh=parallel.make_mesh(),
     )
-    with devices.explained(config), ThreadPoolExecutor(_THREADS) as pool:
+    explained = devices.explained(config, key="eval.batch_size", flag="--batch", batch=batch_size)
+    with explained, ThreadPoolExecutor(_THREADS) as pool:
         stride = -(-len(jobs) // _SHEET_CELLS)
         results = _Results(output, classes, frozenset(jobs[::stride]), pool)
         skipped = _run(jobs, batch_size, predict, results)

@@ -141,3 +141,22 @@ def test_help_lists_arguments_and_the_runs_config(run):
     command = [sys.executable, "-m", "segjax.evaluate", "--help", f"--workdir={run / 'run'}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--checkpoint" in done.stdout and "--config.eval.resolution=native" in done.stdout
+
+
+def test_interrupted(run, tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate.evaluation, "evaluate", stop)
+    output = tmp_path / "interrupted.json"
+    assert call(f"--workdir={run / 'run'}", f"--output={output}") == 130
+    assert capsys.readouterr().err == "\ninterrupted: no result was written\n" and not output.exists()
+
+
+def test_out_of_memory_advises_the_batch_of_evaluation(run, capsys, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(evaluate.evaluation, "evaluate", full)
+    assert call(f"--workdir={run / 'run'}") == 2
+    assert "--config.eval.batch_size=1 " in capsys.readouterr().err

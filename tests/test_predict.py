@@ -171,3 +171,22 @@ def test_help(capsys):
     assert predict.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"--{flag}" in shown for flag in ("workdir", "input", "output", "checkpoint", "ema", "batch", "config"))
+
+
+def test_interrupted(run, tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "_run", stop)
+    assert call(run, f"--input={run / 'images/val'}", f"--output={tmp_path}") == 130
+    assert capsys.readouterr().err.startswith("\ninterrupted: ")
+
+
+def test_out_of_memory_advises_a_smaller_batch(run, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(predict, "_run", full)
+    assert call(run, f"--input={run / 'images/val'}", f"--output={tmp_path}", "--batch=5") == 2
+    said = capsys.readouterr().err
+    assert "--batch=2 " in said and "train.batch_size" not in said

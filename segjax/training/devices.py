@@ -47,7 +47,7 @@ def start(
     except RuntimeError as error:
         raise InputError(
             f"jax cannot start on JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}: {error}\n"
-            "Unset JAX_PLATFORMS, or install the jax of that platform: pip install -U 'segjax[cuda]' or 'segjax[tpu]'"
+            "Unset JAX_PLATFORMS, or install the jax of that platform:  pip install -U 'jax[cuda]'  or  'jax[tpu]'"
         ) from error
     check_gpu_is_used(platform, glob.glob("/dev/nvidia[0-9]*"), os.environ.get("JAX_PLATFORMS", ""))
 
@@ -83,14 +83,28 @@ def keep_compiled_programs(folder: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def explained(config: ConfigDict) -> Iterator[None]:
-    """Turns a device's out-of-memory error into an InputError that names the batch size to try."""
+def explained(config: ConfigDict, *, key: str = "train.batch_size", flag: str = "", batch: int = 0) -> Iterator[None]:
+    """Turns a device's out-of-memory error into an InputError that names the batch size to try.
+
+    Args:
+        config: of the run.
+        key: of the config, the batch size at work: "train.batch_size", or "eval.batch_size" where nothing is trained.
+        flag: that sets the batch size; "" stands for ``--config.KEY``.
+        batch: the batch size at work; 0: the config's.
+
+    Raises:
+        InputError: as ``out_of_memory`` says.
+    """
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise InputError(out_of_memory(config, jax.device_count(), str(error))) from error
+        if key == "train.batch_size":
+            raise InputError(out_of_memory(config, jax.device_count(), str(error))) from error
+        batch = batch or config[key.partition(".")[0]][key.partition(".")[2]]
+        flag = flag or f"--config.{key}"
+        raise InputError(out_of_memory_in_inference(config, flag, batch, str(error))) from error
 
 
 def out_of_memory(config: ConfigDict, devices: int, reason: str) -> str:
@@ -106,6 +120,20 @@ def out_of_memory(config: ConfigDict, devices: int, reason: str) -> str:
     lines = "\n  ".join(tries)
     return (
         f"out of memory with train.batch_size={batch}, train.accumulate={parts}, data.size={tuple(config.data.size)} "
-        f"on {devices} device(s): {reason.strip().splitlines()[0] if reason.strip() else 'no memory left'}\n"
+        f"on {devices} device(s): {_first_line(reason)}\n"
         f"Nothing saved is lost. Try, with a new --workdir:\n  {lines}"
     )
+
+
+def out_of_memory_in_inference(config: ConfigDict, flag: str, batch: int, reason: str) -> str:
+    """What to try when a batch does not fit that is not trained on: half of it, then a smaller canvas."""
+    half = [f"{flag}={batch // 2}   (the result stays the same)"] if batch > 1 else []
+    lines = "\n  ".join([*half, "a smaller --config.data.size   (the result changes)"])
+    return (
+        f"out of memory with {flag.removeprefix('--config.')}={batch}, data.size={tuple(config.data.size)}: "
+        f"{_first_line(reason)}\nTry:\n  {lines}"
+    )
+
+
+def _first_line(reason: str) -> str:
+    return reason.strip().splitlines()[0] if reason.strip() else "no memory left"

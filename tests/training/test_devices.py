@@ -35,6 +35,35 @@ def test_out_of_memory_names_the_batch_size_to_try(config, monkeypatch):
     assert "Out of memory allocating 123 bytes" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "options, said, advised",
+    [
+        ({"key": "eval.batch_size"}, "with eval.batch_size=8,", "--config.eval.batch_size=4 "),
+        ({"key": "eval.batch_size", "flag": "--batch", "batch": 6}, "with --batch=6,", "--batch=3 "),
+    ],
+)
+def test_out_of_memory_without_training_names_the_batch_that_was_at_work(config, options, said, advised):
+    with pytest.raises(InputError, match="RESOURCE_EXHAUSTED") as caught, devices.explained(config, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory\nmore lines")
+    assert said in str(caught.value) and advised in str(caught.value).split("Try")[1]
+    assert "train." not in str(caught.value) and "--workdir" not in str(caught.value)
+
+
+def test_a_batch_of_one_that_does_not_fit_leaves_the_canvas(config):
+    said = devices.out_of_memory_in_inference(config, "--batch", 1, "")
+    assert "no memory left" in said and "--batch=0" not in said and "--config.data.size" in said
+
+
+def test_a_platform_that_jax_cannot_start_is_told_with_its_pip_line(monkeypatch):
+    def broken():
+        raise RuntimeError("Unknown backend cuda")
+
+    monkeypatch.setattr(devices.host_memory, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(jax, "default_backend", broken)
+    with pytest.raises(InputError, match=r"Unknown backend cuda\n.*pip install -U 'jax\[cuda\]'  or  'jax\[tpu\]'"):
+        devices.start()
+
+
 def test_other_errors_of_the_device_pass_through(config):
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), devices.explained(config):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
