@@ -151,7 +151,9 @@ def _pets(config: ConfigDict) -> None:
         "num_classes": 3,
         "image_key": "image",
         "label_key": "segmentation_mask",
+        "id_key": "",  # the feature that names an example in messages, such as "file_name"
         "label_offset": -1,
+        "ignore_label": 255,  # as stored, before label_offset
         "class_names": ("pet", "background", "border"),
         "train_split": "train",
         "split": "test",
@@ -183,4 +185,5 @@ def _files(folder: str) -> dict:
         "images": "{split}/*",
         "labels": "{split}annot/*",
         "classes": "classes.json",
+        "lists": "",  # text files of names, one a line, such as "{split}.txt"; "": all files
     }
