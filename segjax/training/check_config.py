@@ -56,6 +56,7 @@ _LEAST = {
     "log.every_steps": 1,
     "data.workers": 0,
 }
+_SEEDS = 2**32  # what the order of the examples is drawn from has 32 bits
 
 
 def keys(config: ConfigDict) -> None:
@@ -107,6 +108,8 @@ def values(config: ConfigDict, devices: int) -> None:
     for key, least in _LEAST.items():
         if key in flat and not (_whole(flat[key]) and flat[key] >= least):
             raise InputError(f"{key}={flat[key]!r}: expected at least {least}, a whole number")
+    if "seed" in flat and flat["seed"] >= _SEEDS:
+        raise InputError(f"seed={flat['seed']}: expected a whole number below 2**32")
     size = flat["data.size"]
     if not _sequence(size) or len(size) != 2 or not all(_whole(n) and n >= 1 for n in size):
         raise InputError(f"data.size={size}: expected (height, width) in pixels")
@@ -122,9 +125,13 @@ def options(config: ConfigDict) -> None:
     Raises:
         InputError: the section, and what its part says of the value.
     """
-    warmup, steps = configs.flatten(config).get("optimizer.warmup_steps", 0), config.train.steps
+    steps = config.train.steps
+    warmup = config.optimizer.warmup_steps if "warmup_steps" in config.optimizer else 0
     if not (_whole(warmup) and 0 <= warmup <= steps):
-        raise InputError(f"optimizer.warmup_steps={warmup!r}: expected a whole number from 0 to train.steps={steps}")
+        raise InputError(
+            f"optimizer.warmup_steps={warmup!r}: expected a whole number from 0 to train.steps={steps}; set "
+            f"--config.optimizer.warmup_steps={steps // 10}, for one"
+        )
     explained(
         ("augment",), lambda: augment.make_augment(size=tuple(config.data.size), ignore_label=255, **config.augment)
     )
