@@ -118,7 +118,7 @@ def test_an_unknown_part_names_the_nearest(config, key, value):
         ("optimizer.weight_decay", math.nan, "optimizer.*weight_decay is nan"),
         ("optimizer.learning_rate", math.inf, "optimizer.*learning_rate is inf"),
         ("optimizer.power", math.nan, "optimizer.*power is nan"),
-        ("optimizer.warmup_steps", 901, "optimizer.warmup_steps=901: expected .* to train.steps=900; .*warmup_steps=90,"),
+        ("optimizer.warmup_steps", 901, "warmup_steps=901: expected .* to train.steps=900; .*warmup_steps=90,"),
         ("optimizer.name", "adam", "optimizer 'adam' is unknown"),
         ("model.aspp_channels", 0, "model.*aspp_channels=0 .*at least 1"),
         ("model.decoder_channels", -4, "model.*decoder_channels=-4"),
