@@ -118,8 +118,8 @@ def _shapes(config: ConfigDict) -> None:
         "separable": False,
     })  # fmt: skip
     config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 50})
-    config.train.steps = 1000
-    config.eval.every_steps = config.checkpoint.every_steps = 250
+    config.train.steps = 800
+    config.eval.every_steps = config.checkpoint.every_steps = 200
 
 
 def _camvid(config: ConfigDict) -> None:
