@@ -125,17 +125,13 @@ def options(config: ConfigDict) -> None:
     Raises:
         InputError: the section, and what its part says of the value.
     """
-    steps = config.train.steps
     warmup = config.optimizer.warmup_steps if "warmup_steps" in config.optimizer else 0
-    if not (_whole(warmup) and 0 <= warmup <= steps):
-        raise InputError(
-            f"optimizer.warmup_steps={warmup!r}: expected a whole number from 0 to train.steps={steps}; set "
-            f"--config.optimizer.warmup_steps={steps // 10}, for one"
-        )
+    if not (_whole(warmup) and warmup >= 0):  # longer than the run is legal: runs are shortened to try them
+        raise InputError(f"optimizer.warmup_steps={warmup!r}: expected a whole number from 0")
     explained(
         ("augment",), lambda: augment.make_augment(size=tuple(config.data.size), ignore_label=255, **config.augment)
     )
-    explained(("optimizer",), lambda: optimizer.make_optimizer(total_steps=steps, **config.optimizer))
+    explained(("optimizer",), lambda: optimizer.make_optimizer(total_steps=config.train.steps, **config.optimizer))
     model = {key: value for key, value in config.model.items() if key != "name"}
     explained(("model",), lambda: models.build(config.model.name, num_classes=2, dtype=config.train.dtype, **model))
 
@@ -197,13 +193,19 @@ _NOT_OF_MODEL = ("num_classes", "axis_name", "dtype", "parent", "name")
 
 
 def _of_data(section: ConfigDict) -> dict[str, bool]:
-    made = importlib.import_module(f"segjax.data.{section.name}").make
+    """The keys of the pipeline and of the set (True: required), and those of other sets, which are left unused."""
+    others = {key: False for name in data.names() for key in _of_set(name, section)}
+    return others | _of_set(section.name, section) | dict.fromkeys(data.PIPELINE_KEYS, True)
+
+
+def _of_set(name: str, section: ConfigDict) -> dict[str, bool]:
+    made = importlib.import_module(f"segjax.data.{name}").make
     parameters = _keywords(made, ("split", "train_split", "fallback"))
     if "name" in parameters:  # of one set of a collection
-        parameters[f"{section.name}_name"] = parameters.pop("name")
+        parameters[f"{name}_name"] = parameters.pop("name")
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(made).parameters.values()):
         parameters |= {key: False for key in section}
-    return dict.fromkeys(data.PIPELINE_KEYS, True) | parameters
+    return parameters
 
 
 def _keywords(function: Callable[..., Any], without: Sequence[str]) -> dict[str, bool]:
