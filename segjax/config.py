@@ -206,7 +206,12 @@ def _section(config: ConfigDict, key: str) -> ConfigDict:
     for name in names[:-1]:
         section = section[name] if isinstance(section, ConfigDict) and name in section else None
     if section is None or not isinstance(section, ConfigDict) or names[-1] not in section:
-        same_name = [field for field in fields if field.rpartition(".")[2] == names[-1]]
+        # The same name in another section, or the name its initials stand for: lr, learning_rate.
+        same_name = [
+            field
+            for field in fields
+            if names[-1] in (name := field.rpartition(".")[2], "".join(part[:1] for part in name.split("_")))
+        ]
         hint = f"; did you mean {same_name[0]}?" if len(same_name) == 1 else nearest(key, list(fields))
         raise InputError(f"{FLAG}{key}: the config has no such key{hint or '; --help lists all keys'}")
     if isinstance(section[names[-1]], ConfigDict):

@@ -17,10 +17,11 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
+import jax
 from ml_collections import ConfigDict
 
 from segjax import config as configs
-from segjax.training import devices, loop, signals, workdirs
+from segjax.training import devices, loop, setup, signals, workdirs
 from segjax.training.checkpoint_files import is_disk_full
 from segjax.types import InputError
 
@@ -94,6 +95,7 @@ def _train(arguments: argparse.Namespace, config: ConfigDict, command: list[str]
         processes=arguments.processes,
         process=arguments.process,
     )
+    setup.check(config, jax.device_count())  # before the workdir, which would call a slip another config
     workdir = pathlib.Path(arguments.workdir or pathlib.Path("runs") / config.experiment)
     if workdirs.finished(workdir, config, command):
         return 0

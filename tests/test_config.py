@@ -140,3 +140,9 @@ def test_load_experiment(tmp_path):
     for name, words in [("god.py", "good.py"), ("good.py:big", "known: default, small"), ("empty.py", "no function")]:
         with pytest.raises(InputError, match=words):
             configs.load_experiment(str(tmp_path / name))
+
+
+def test_initials_name_the_key_they_stand_for():
+    config = ConfigDict({"optimizer": {"learning_rate": 0.1, "b2": 0.9}}).lock()
+    with pytest.raises(InputError, match="did you mean optimizer.learning_rate"):
+        configs.override(config, {"optimizer.lr": "1"})

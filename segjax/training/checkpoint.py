@@ -217,7 +217,7 @@ class Checkpoints:
                 self._warn(f"no checkpoint in {self.directory} has an mIoU yet: taking the latest")
             return sorted(newest_first, key=lambda step: (scores.get(step, -math.inf), step), reverse=True)
         if not str(which).isdecimal():
-            raise InputError(f'checkpoint {which!r}: expected "latest", "best" or one of {newest_first[::-1]}')
+            raise InputError(f'checkpoint {which!r}: expected "last", "best" or one of {newest_first[::-1]}')
         if int(which) not in newest_first:
             raise InputError(f"no checkpoint {which} in {self.directory}: there are {newest_first[::-1]}")
         return [int(which)]

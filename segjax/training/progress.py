@@ -149,7 +149,7 @@ def line(
     """
     parts = [f"step {step}/{total} ({100 * step // max(total, 1)}%)", f"loss {loss:.4f}"]
     if math.isfinite(miou):
-        parts.append(f"val mIoU {miou:.4f}")
+        parts.append(f"last val mIoU {miou:.4f}")
     if math.isfinite(images_per_second):
         parts.append(f"{images_per_second:.1f} img/s")
     if math.isfinite(remaining):

@@ -38,7 +38,7 @@ def test_the_line_of_a_step():
     everything = line(
         450, 900, images_per_second=18.26, loss=0.5, miou=0.61237, remaining=200, memory=(2**30, 3 * 2**29)
     )
-    assert everything == "step 450/900 (50%)  loss 0.5000  val mIoU 0.6124  18.3 img/s  3m 20s left  1.0/1.5 GiB"
+    assert everything == "step 450/900 (50%)  loss 0.5000  last val mIoU 0.6124  18.3 img/s  3m 20s left  1.0/1.5 GiB"
 
 
 @pytest.mark.parametrize(
