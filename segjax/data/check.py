@@ -207,7 +207,13 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], list[str], str]:
         )
     if overrides:
         raise InputError(f"--config.{next(iter(overrides))} needs --config=FILE")
-    found = file_pairs.splits(folder.locate(arguments.root), arguments.images, arguments.labels)
+    place = folder.locate(arguments.root)
+    found = file_pairs.splits(place, arguments.images, arguments.labels)
+    # A training or validation folder without a pair is an error to show, not a split to leave out.
+    for split in ("train", "val"):
+        top = pathlib.PurePath(arguments.images.replace("{split}", split)).parts[0]
+        if split not in found and "*" not in top and "=" not in top and (place / top).is_dir():
+            found.append(split)
     splits = arguments.split or sorted(found, key=lambda split: (split != "train", split)) or ["train"]
     section = {"name": "folder", "root": arguments.root, "images": arguments.images, "labels": arguments.labels}
     return {**section, "train_split": splits[0]}, splits, arguments.output

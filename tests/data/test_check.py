@@ -90,6 +90,13 @@ def test_every_fault_is_listed_and_none_stops_the_rest(root, capsys, tmp_path):
     assert len(report["problems"]) == 4
 
 
+def test_an_empty_validation_folder_is_an_error(root, capsys):
+    for file in (root / "val").iterdir():
+        file.unlink()
+    status, out, _ = _run(capsys, f"--root={root}")
+    assert status == 1 and "'val' is empty" in out
+
+
 def test_duplicates_within_and_across_splits(root, capsys):
     (root / "train" / "1.png").write_bytes((root / "train" / "0.png").read_bytes())
     Image.open(root / "train" / "2.png").save(root / "val" / "0.tif")  # the same pixels in another file
