@@ -17,7 +17,6 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
-import jax
 from ml_collections import ConfigDict
 
 from segjax import config as configs
@@ -95,7 +94,7 @@ def _train(arguments: argparse.Namespace, config: ConfigDict, command: list[str]
         processes=arguments.processes,
         process=arguments.process,
     )
-    setup.check(config, jax.device_count())  # before the workdir, which would call a slip another config
+    setup.check(config, devices=1)  # before the workdir, which would call a slip another config
     workdir = pathlib.Path(arguments.workdir or pathlib.Path("runs") / config.experiment)
     if workdirs.finished(workdir, config, command):
         return 0

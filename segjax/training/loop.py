@@ -24,7 +24,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, stop: signals.StopRequest, co
     The metrics of a step are read after the next one is dispatched, so the device never waits for the host.
 
     Args:
-        config: the resolved experiment, passed by ``setup.check``.
+        config: the resolved experiment.
         workdir: prepared by ``workdirs.prepare``.
         stop: asked after every step; a request saves a checkpoint and returns.
         command: what the user typed, for the message how to continue.
@@ -32,6 +32,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, stop: signals.StopRequest, co
     Raises:
         InputError: bad data, a full disk, a loss that is not finite; the checkpoints saved so far stay.
     """
+    setup.check(config, jax.device_count())
     line = progress.Progress(total_steps=config.train.steps, batch_size=config.train.batch_size)
     train_set, eval_set = setup.open_sets(config, line.reading)
     workdirs.keep_classes(workdir, train_set.classes)
