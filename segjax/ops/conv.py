@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from segjax.ops.depthwise import depthwise
-from segjax.ops.geometry import Padding, output_size, pad_pairs, per_axis
+from segjax.ops.geometry import Geometry, Padding, conv_geometry
 from segjax.types import Array
 
 
@@ -45,30 +45,56 @@ def conv(
     Source:
         Dumoulin & Visin 2016, https://arxiv.org/abs/1603.07285.
     """
-    rank = kernel.ndim - 2
-    if rank not in (1, 2) or x.ndim != kernel.ndim:
+    check_ranks(x, kernel)
+    if groups < 1 or x.shape[-1] != groups * kernel.shape[-2]:
+        raise ValueError(
+            f"x {x.shape} with kernel {kernel.shape} and groups={groups}: expected {kernel.shape[-2]} * groups channels "
+            f"in x{_nearest_groups(x.shape[-1], kernel.shape[-2])}"
+        )
+    geometry = conv_geometry(x.shape[1:-1], kernel.shape, stride, padding, dilation, groups)
+    if x.ndim == 3:
+        return conv2d(x[:, None], kernel[None], geometry)[:, 0]
+    return conv2d(x, kernel, geometry)
+
+
+def check_ranks(x: Array, kernel: Array) -> None:
+    """Checks that x and kernel are both of one dimension, or both of two.
+
+    Args:
+        x: [B, W, C] or [B, H, W, C].
+        kernel: [kw, I, O] or [kh, kw, I, O].
+
+    Raises:
+        ValueError: they are not.
+    """
+    if kernel.ndim not in (3, 4) or x.ndim != kernel.ndim:
         raise ValueError(
             f"x {x.shape} with kernel {kernel.shape}: expected [B, W, C] with [kw, I, O], "
             "or [B, H, W, C] with [kh, kw, I, O]"
         )
-    if groups < 1 or x.shape[-1] != groups * kernel.shape[-2] or kernel.shape[-1] % groups:
-        raise ValueError(
-            f"x {x.shape} with kernel {kernel.shape}: expected groups={groups} to divide the kernel's "
-            f"outputs, and {kernel.shape[-2]} * groups channels in x"
-        )
-    stride, dilation = per_axis("stride", stride, rank), per_axis("dilation", dilation, rank)
-    size, window = x.shape[1:-1], kernel.shape[:-2]
-    pads = pad_pairs(padding, size, window, stride, dilation)
-    output_size(size, window, stride, pads, dilation)  # for its error
-    if rank == 1:  # an image of one row
-        return _conv2d(x[:, None], kernel[None], (1, *stride), ((0, 0), *pads), (1, *dilation), groups)[:, 0]
-    return _conv2d(x, kernel, stride, pads, dilation, groups)
 
 
-def _conv2d(x, kernel, stride, pads, dilation, groups):
+def _nearest_groups(channels: int, per_group: int) -> str:
+    if per_group and channels % per_group == 0:
+        return f": groups={channels // per_group}"
+    return f"; {channels} channels are no multiple of {per_group}"
+
+
+def conv2d(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Cross-correlates images with a kernel; `ops.conv` after its arguments are read.
+
+    Args:
+        x: [B, H, W, Cin].
+        kernel: [kh, kw, Cin / groups, Cout].
+        geometry: of the convolution.
+
+    Returns:
+        [B, H', W', Cout].
+    """
+    _, window, stride, pads, dilation, groups, _ = geometry
     if groups > 1 and groups == x.shape[3] == kernel.shape[3]:
         return depthwise(x, kernel, stride, pads, dilation)
-    if groups == 1 and kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
+    if groups == 1 and window == (1, 1) and pads == ((0, 0), (0, 0)):
         return _pointwise(x[:, :: stride[0], :: stride[1]], kernel[0, 0])
     return jax.lax.conv_general_dilated(
         x,

@@ -2,12 +2,110 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from segjax.types import Array
 
 Padding = int | str | Sequence[int | tuple[int, int]]
+Pair = tuple[int, int]
+
+
+class Geometry(NamedTuple):
+    """A convolution's shape in two dimensions; one of one dimension is an image of one row.
+
+    Output i reads through tap t the input at stride i + dilation t - low; `output` is floor((input + low + high -
+    dilation (window - 1) - 1) / stride) + 1.
+    """
+
+    input: Pair
+    window: Pair
+    stride: Pair
+    pads: tuple[Pair, Pair]
+    dilation: Pair
+    groups: int
+    output: Pair
+
+
+def conv_geometry(
+    size: Sequence[int],
+    kernel_shape: Sequence[int],
+    stride: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+    groups: int,
+) -> Geometry:
+    """Reads the arguments of a convolution in one or two dimensions.
+
+    Args:
+        size: input pixels per axis.
+        kernel_shape: (*window, Cin / groups, Cout).
+        stride: as in `ops.conv`.
+        padding: as in `ops.conv`.
+        dilation: as in `ops.conv`.
+        groups: as in `ops.conv`.
+
+    Returns:
+        the geometry in two dimensions.
+
+    Raises:
+        ValueError: an argument out of range, outputs that groups do not divide, a kernel larger than the padded input.
+    """
+    rank, window = len(size), tuple(kernel_shape[:-2])
+    check_groups(groups, kernel_shape[-1])
+    stride, dilation = per_axis("stride", stride, rank), per_axis("dilation", dilation, rank)
+    pads = pad_pairs(padding, size, window, stride, dilation)
+    return image_geometry(size, window, stride, pads, dilation, groups)
+
+
+def image_geometry(
+    size: Sequence[int],
+    window: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[Pair],
+    dilation: Sequence[int],
+    groups: int,
+) -> Geometry:
+    """Completes arguments of one or two axes to a two-dimensional geometry with its output size.
+
+    Args:
+        size: input pixels per axis.
+        window: kernel taps per axis.
+        stride: pixels per axis between windows.
+        pads: (low, high) padding per axis.
+        dilation: pixels per axis between taps.
+        groups: of the channels.
+
+    Returns:
+        the geometry; a single axis becomes the second of an image of one row.
+
+    Raises:
+        ValueError: a dilated window is larger than the padded input.
+    """
+    output = output_size(size, window, stride, pads, dilation)
+    row = ((1,), (1,), (1,), ((0, 0),), (1,), (1,)) if len(size) == 1 else ((),) * 6
+    values = (tuple(size), tuple(window), tuple(stride), tuple(pads), tuple(dilation), output)
+    *rest, output = (one + value for one, value in zip(row, values, strict=True))
+    return Geometry(*rest, groups, output)
+
+
+def check_groups(groups: int, features: int) -> None:
+    """Checks that groups divide the number of output channels of a convolution.
+
+    Args:
+        groups: runs of channels.
+        features: Cout.
+
+    Raises:
+        ValueError: they do not; the message names the nearest number that does.
+    """
+    if groups < 1 or features % groups:
+        nearest = min((n for n in range(1, features + 1) if features % n == 0), key=lambda n: abs(n - groups))
+        raise ValueError(
+            f"groups={groups} with {features} kernel outputs (Cout): expected a divisor of {features}; "
+            f"the nearest is {nearest}"
+        )
 
 
 def per_axis(name: str, value: int | Sequence[int], rank: int, *, minimum: int = 1) -> tuple[int, ...]:
@@ -96,8 +194,9 @@ def output_size(
         span = d * (k - 1) + 1
         if n + low + high < span:
             raise ValueError(
-                f"window {tuple(window)} with dilation {tuple(dilation)} spans {span} pixels, "
-                f"more than input size {tuple(size)} padded by {tuple(pads)}"
+                f"window {tuple(window)} with dilation {tuple(dilation)} spans {span} pixels, more than the "
+                f"{n + low + high} of input size {tuple(size)} padded by {tuple(pads)}: expected an input of at least "
+                f"{max(span - low - high, 1)} there, or {span - n - low - high} more pixels of padding"
             )
         sizes.append((n + low + high - span) // s + 1)
     return tuple(sizes)
