@@ -1,6 +1,8 @@
 """Pure functions of arrays: convolution, resizing, pooling, normalisation."""
 
 from segjax.ops.conv import conv
+from segjax.ops.conv_matrix import conv_matrix
+from segjax.ops.conv_transpose import conv_kernel_gradient, conv_transpose
 from segjax.ops.norm import batch_norm_apply, batch_norm_train
 from segjax.ops.pool import adaptive_avg_pool, max_pool
 from segjax.ops.resize import interpolation_matrix, resize, resize_padded
@@ -10,6 +12,9 @@ __all__ = [
     "batch_norm_apply",
     "batch_norm_train",
     "conv",
+    "conv_kernel_gradient",
+    "conv_matrix",
+    "conv_transpose",
     "interpolation_matrix",
     "max_pool",
     "resize",

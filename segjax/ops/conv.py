@@ -45,7 +45,7 @@ def conv(
     Source:
         Dumoulin & Visin 2016, https://arxiv.org/abs/1603.07285.
     """
-    check_ranks(x, kernel)
+    check_pair("x", x, kernel)
     if groups < 1 or x.shape[-1] != groups * kernel.shape[-2]:
         raise ValueError(
             f"x {x.shape} with kernel {kernel.shape} and groups={groups}: expected {kernel.shape[-2]} * groups channels "
@@ -57,10 +57,11 @@ def conv(
     return conv2d(x, kernel, geometry)
 
 
-def check_ranks(x: Array, kernel: Array) -> None:
-    """Checks that x and kernel are both of one dimension, or both of two.
+def check_pair(name: str, x: Array, kernel: Array) -> None:
+    """Checks that an array and a kernel are both of one dimension, or both of two, and of one dtype.
 
     Args:
+        name: the array's name, for the message.
         x: [B, W, C] or [B, H, W, C].
         kernel: [kw, I, O] or [kh, kw, I, O].
 
@@ -69,9 +70,12 @@ def check_ranks(x: Array, kernel: Array) -> None:
     """
     if kernel.ndim not in (3, 4) or x.ndim != kernel.ndim:
         raise ValueError(
-            f"x {x.shape} with kernel {kernel.shape}: expected [B, W, C] with [kw, I, O], "
+            f"{name} {x.shape} with kernel {kernel.shape}: expected [B, W, C] with [kw, I, O], "
             "or [B, H, W, C] with [kh, kw, I, O]"
         )
+    dtypes = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (x, kernel)]
+    if dtypes[0] != dtypes[1]:
+        raise ValueError(f"{name} of {dtypes[0]} with a kernel of {dtypes[1]}: expected one dtype for both")
 
 
 def _nearest_groups(channels: int, per_group: int) -> str:

@@ -78,8 +78,10 @@ def matrix(kernel: Array, geometry: Geometry, *, sparse: bool) -> Array | jax_sp
     channel = group[None, :] * kernel.shape[2] + np.arange(kernel.shape[2])[:, None]
     row_pixel = jnp.asarray(out_h[:, None] * geometry.output[1] + out_w[None, :], jnp.int32)[..., None, None]
     column_pixel = jnp.asarray(in_h[:, None] * geometry.input[1] + in_w[None, :], jnp.int32)[..., None, None]
-    rows = jnp.broadcast_to(row_pixel * features + np.arange(features, dtype=np.int32), data.shape).ravel()
-    columns = jnp.broadcast_to(column_pixel * channels + channel.astype(np.int32), data.shape).ravel()
+    rows = jnp.broadcast_to(
+        row_pixel * features + np.arange(features, dtype=np.int32)[None, None, None], data.shape
+    ).ravel()
+    columns = jnp.broadcast_to(column_pixel * channels + channel.astype(np.int32)[None, None], data.shape).ravel()
     if sparse:
         return jax_sparse.BCOO((data.ravel(), jnp.stack([rows, columns], axis=1)), shape=shape, unique_indices=True)
     return jnp.zeros(shape, kernel.dtype).at[rows, columns].set(data.ravel(), unique_indices=True)

@@ -202,6 +202,87 @@ def output_size(
     return tuple(sizes)
 
 
+def transpose_geometry(
+    size: Sequence[int],
+    window: Sequence[int],
+    stride: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+    groups: int,
+    output_padding: int | Sequence[int],
+    output_size: int | Sequence[int] | None,
+) -> Geometry:
+    """Finds the convolution that a transposed convolution is the transpose of, from the size of that one's output.
+
+    Stride s and window k make floor((n + low + high - d (k - 1) - 1) / s) + 1 outputs of n inputs, so s consecutive
+    n give as many: n = s (size - 1) + d (k - 1) + 1 - low - high + output_padding for output_padding 0, ..., s - 1.
+
+    Args:
+        size: outputs of the convolution per axis.
+        window: kernel taps per axis.
+        stride: as in `ops.conv_transpose`.
+        padding: as in `ops.conv_transpose`.
+        dilation: as in `ops.conv_transpose`.
+        groups: as in `ops.conv_transpose`.
+        output_padding: as in `ops.conv_transpose`.
+        output_size: as in `ops.conv_transpose`.
+
+    Returns:
+        the convolution's geometry, in two dimensions.
+
+    Raises:
+        ValueError: an argument out of range, or no such convolution.
+
+    Source:
+        Dumoulin & Visin 2016, relationship 14, https://arxiv.org/abs/1603.07285.
+    """
+    rank = len(size)
+    stride, dilation = per_axis("stride", stride, rank), per_axis("dilation", dilation, rank)
+    extra = per_axis("output_padding", output_padding, rank, minimum=0)
+    if output_size is not None:
+        output_size = per_axis("output_size", output_size, rank)
+        if any(extra):
+            raise ValueError(f"output_padding={extra} and output_size={output_size}: expected one of the two")
+    if 0 in size:
+        raise ValueError(f"y has {tuple(size)} pixels: expected at least one per axis")
+    if padding == "same":
+        if any(extra):
+            raise ValueError(f"output_padding={extra} with padding='same': expected the size itself, as output_size")
+        wanted = output_size or tuple(m * s for m, s in zip(size, stride, strict=True))
+        least = [(m - 1) * s + 1 for m, s in zip(size, stride, strict=True)]
+        pads = pad_pairs(padding, wanted, window, stride, dilation)
+    else:
+        pads = pad_pairs(padding, size, window, stride, dilation)
+        least = [
+            s * (m - 1) + d * (k - 1) + 1 - low - high
+            for m, k, s, (low, high), d in zip(size, window, stride, pads, dilation, strict=True)
+        ]
+        _check_output_padding(extra, stride)
+        wanted = output_size or tuple(n + e for n, e in zip(least, extra, strict=True))
+    for axis, (n, first, s) in enumerate(zip(wanted, least, stride, strict=True)):
+        if output_size and not first <= n < first + s:
+            raise ValueError(
+                f"output_size={tuple(wanted)}: the convolution gives size {tuple(size)} only from {max(first, 1)} to "
+                f"{first + s - 1} pixels on axis {axis}; the nearest valid is {min(max(n, first, 1), first + s - 1)}"
+            )
+        if n < 1:
+            raise ValueError(
+                f"y of {tuple(size)} pixels, window {tuple(window)}, stride {stride}, padding {pads}, dilation "
+                f"{dilation}, output_padding {extra} give {n} pixels on axis {axis}: expected at least 1, that is "
+                f"{1 - n} pixels less of padding"
+            )
+    return image_geometry(wanted, window, stride, pads, dilation, groups)
+
+
+def _check_output_padding(extra: Sequence[int], stride: Sequence[int]) -> None:
+    if any(e >= s for e, s in zip(extra, stride, strict=True)):
+        nearest = tuple(min(e, s - 1) for e, s in zip(extra, stride, strict=True))
+        raise ValueError(
+            f"output_padding={tuple(extra)} with stride={tuple(stride)}: expected less than the stride, such as {nearest}; "
+            "from a larger input the convolution makes a larger output, so the result would be the transpose of none"
+        )
+
+
 def phases(
     window: Sequence[int], stride: Sequence[int], pads: Sequence[tuple[int, int]], dilation: Sequence[int]
 ) -> Iterator[list[tuple[tuple[int, ...], tuple[int, ...]]]]:

@@ -1,0 +1,239 @@
+"""The transposed convolution by five methods: the transpose of the written matrix, in values and derivatives."""
+
+import functools
+import itertools
+import json
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from segjax import ops
+from segjax.ops.conv_transpose import METHODS
+
+
+def written_matrix(kernel, size, stride, pads, dilation, groups):
+    """M in float64, one output, one tap and one channel at a time: the definition."""
+    window, inputs, features = kernel.shape[:-2], kernel.shape[-2], kernel.shape[-1]
+    out = [
+        (n + sum(p) - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(size, window, stride, pads, dilation, strict=True)
+    ]
+    m = np.zeros((*out, features, *size, inputs * groups))
+    for place, tap in itertools.product(itertools.product(*map(range, out)), itertools.product(*map(range, window))):
+        pixel = tuple(i * s + t * d - p[0] for i, s, t, d, p in zip(place, stride, tap, dilation, pads, strict=True))
+        if all(0 <= r < n for r, n in zip(pixel, size, strict=True)):
+            for o, c in itertools.product(range(features), range(inputs)):
+                group = o // (features // groups)
+                m[(*place, o, *pixel, group * inputs + c)] = kernel[(*tap, c, o)]
+    return m.reshape(int(np.prod(out)) * features, -1), tuple(out)
+
+
+@st.composite
+def geometries(draw, largest=7):
+    """(input size, kernel shape, options of conv) of one or two axes, every one with at least one output."""
+    rank = draw(st.integers(1, 2))
+    axes = []
+    for _ in range(rank):
+        k, s, d = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        pads = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+        least = max(d * (k - 1) + 1 - sum(pads), 1)
+        axes.append((draw(st.integers(least, max(least, largest))), k, s, pads, d))
+    size, window, stride, pads, dilation = zip(*axes, strict=True)
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    inputs, outputs = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    options = {"stride": stride, "padding": pads, "dilation": dilation, "groups": groups}
+    return size, (*window, inputs, outputs * groups), options
+
+
+GEOMETRIES = [
+    ((4, 4), (3, 3, 1, 1), {}),
+    ((6, 8), (2, 2, 3, 4), {"stride": 2}),
+    ((7, 9), (4, 4, 2, 3), {"stride": 2, "padding": 1}),
+    ((8, 8), (3, 3, 2, 2), {"stride": 2, "padding": 1}),
+    ((9, 8), (3, 3, 1, 4), {"stride": 2, "padding": 1, "groups": 4}),
+    ((12, 16), (8, 8, 1, 3), {"stride": 4, "padding": 2, "groups": 3}),
+    ((9, 7), (3, 2, 2, 6), {"stride": (3, 1), "padding": ((2, 0), (0, 1)), "dilation": (1, 2), "groups": 2}),
+    ((9, 9), (2, 3, 2, 2), {"stride": 3, "dilation": (2, 3)}),
+    ((7, 7), (1, 1, 2, 3), {"stride": 3}),
+    ((5, 6), (2, 2, 1, 1), {"stride": (3, 4), "padding": ((0, 3), (3, 0))}),
+    ((11,), (3, 2, 4), {"stride": 2, "padding": 1}),
+    ((11,), (4, 1, 2), {"stride": 3, "padding": ((2, 1),), "dilation": 2, "groups": 2}),
+]
+
+
+def drawn(geometry, seed=0):
+    """Kernel and cotangent of the convolution, the keywords of its transpose, and M with the size of its output."""
+    size, shape, options = geometry
+    rank = len(size)
+    full = lambda name: tuple(np.broadcast_to(options.get(name, 1), rank).tolist())
+    pads = options.get("padding", 0)
+    pads = ((pads, pads),) * rank if isinstance(pads, int) else tuple(pads)
+    rng = np.random.default_rng(seed)
+    kernel = rng.standard_normal(shape, np.float32)
+    m, out = written_matrix(kernel, size, full("stride"), pads, full("dilation"), options.get("groups", 1))
+    y = rng.standard_normal((2, *out, shape[-1]), np.float32)
+    return kernel, y, {**options, "output_size": size}, m
+
+
+def close(actual, y, m):
+    """Within 1e-5 of y M, relative to what |M| and |y| could add up to."""
+    rows = np.float64(y).reshape(len(y), -1)
+    expected, scale = rows @ m, np.abs(rows) @ np.abs(m)
+    actual = np.asarray(actual).reshape(len(y), -1)
+    assert actual.shape == expected.shape
+    assert np.all(np.abs(actual - expected) <= 1e-5 * scale + 1e-30)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_is_the_transposed_written_matrix(geometry, method):
+    kernel, y, options, m = drawn(geometry)
+    close(jax.jit(functools.partial(ops.conv_transpose, method=method, **options))(y, kernel), y, m)
+
+
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.given(geometries())
+def test_five_methods_equal_the_jacobian_transposed(geometry):
+    kernel, y, options, m = drawn(geometry)
+    size, _, forward = geometry
+    jacobian = jax.jacobian(lambda x: ops.conv(x, kernel, **forward))(
+        jnp.zeros((1, *size, kernel.shape[-2] * options["groups"]))
+    )
+    np.testing.assert_array_equal(np.asarray(jacobian).reshape(m.shape), np.float32(m))
+    np.testing.assert_array_equal(ops.conv_matrix(kernel, size, **forward), np.float32(m))
+    np.testing.assert_array_equal(ops.conv_matrix(kernel, size, sparse=True, **forward).todense(), np.float32(m))
+    for method in METHODS:
+        close(ops.conv_transpose(y, kernel, method=method, **options), y, m)
+
+
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.given(geometries())
+def test_adjoint_identity(geometry):
+    kernel, y, options, m = drawn(geometry)
+    size, _, forward = geometry
+    x = np.random.default_rng(1).standard_normal((2, *size, kernel.shape[-2] * options["groups"]), np.float32)
+    through, back = ops.conv(x, kernel, **forward), ops.conv_transpose(y, kernel, **options)
+    scale = np.sum(np.abs(y.reshape(2, -1)) @ np.abs(m) * np.abs(x.reshape(2, -1)))
+    assert abs(np.vdot(np.float64(through), np.float64(y)) - np.vdot(np.float64(x), np.float64(back))) <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("geometry", [GEOMETRIES[n] for n in (2, 4, 6, 11)], ids=str)
+def test_first_and_second_derivatives(geometry, method):
+    kernel, y, options, _ = drawn(geometry)
+    transpose = functools.partial(ops.conv_transpose, method=method, **options)
+    check_grads(transpose, (jnp.asarray(y), jnp.asarray(kernel)), order=2, modes=("rev",), atol=2e-2, rtol=2e-2)
+
+
+@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+@hypothesis.given(geometries(largest=5))
+def test_derivatives_of_random_geometries(geometry):
+    kernel, y, options, _ = drawn(geometry)
+    transpose = lambda y, k: ops.conv_transpose(y, k, **options)
+    check_grads(transpose, (jnp.asarray(y), jnp.asarray(kernel)), order=2, modes=("rev",), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_derivatives_are_the_convolution_and_its_kernel_gradient(geometry):
+    kernel, y, options, m = drawn(geometry)
+    size, shape, forward = geometry
+    g = np.random.default_rng(2).standard_normal((2, *size, shape[-2] * options.get("groups", 1)), np.float32)
+    _, pullback = jax.vjp(lambda y, k: ops.conv_transpose(y, k, **options), y, kernel)
+    dy, dk = pullback(g)
+    np.testing.assert_allclose(dy, ops.conv(g, kernel, **forward), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dk, ops.conv_kernel_gradient(g, y, shape[:-2], **forward), rtol=1e-5, atol=1e-5)
+    # <conv(g, step), y> = <dk, step>, the definition of the kernel's gradient
+    step = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    through = np.vdot(np.float64(ops.conv(g, step, **forward)), np.float64(y))
+    np.testing.assert_allclose(np.vdot(np.float64(dk), np.float64(step)), through, rtol=1e-4, atol=1e-4)
+
+
+def test_equals_pytorch(golden_dir):
+    about = json.loads((golden_dir / "dev/ops_conv_transpose.json").read_text())
+    arrays = np.load(golden_dir / "dev/ops_conv_transpose.npz")
+    for case, method in itertools.product(about["cases"], METHODS):
+        args, name = dict(case["args"]), case["name"]
+        args.pop("op")
+        kernel = np.moveaxis(arrays[f"{name}/weight"], (0, 1), (-1, -2))
+        x = ops.conv_transpose(np.moveaxis(arrays[f"{name}/x"], 1, -1), kernel, method=method, **args)
+        x = np.moveaxis(x, -1, 1)
+        if f"{name}/bias" in arrays:
+            x = x + arrays[f"{name}/bias"].reshape(1, -1, *(1,) * (x.ndim - 2))
+        atol = case["outputs"]["out"]["atol"]
+        np.testing.assert_allclose(x, arrays[f"{name}/out"], rtol=1e-5, atol=atol, err_msg=f"{name} {method}")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bfloat16_sums_in_float32(method):
+    kernel, y, options, _ = drawn(((40,), (33, 4, 8), {"stride": 1, "padding": 16}))
+    kernel, y = jnp.asarray(kernel, jnp.bfloat16), jnp.asarray(y, jnp.bfloat16)
+    m, _ = written_matrix(np.float64(kernel), (40,), (1,), ((16, 16),), (1,), 1)
+    x = ops.conv_transpose(y, kernel, method=method, **options)
+    assert x.dtype == jnp.bfloat16
+    rows = np.float64(y).reshape(2, -1)
+    expected = (rows @ m).reshape(x.shape)
+    assert np.all(np.abs(np.float64(x) - expected) <= 2e-2 * (np.abs(rows) @ np.abs(m)).reshape(x.shape))
+    assert np.all(np.abs(np.float64(x) - expected) <= 2**-8 * np.abs(expected) + 0.2)
+
+
+def test_same_padding_and_output_sizes():
+    y, kernel = np.ones((1, 4, 5, 3), np.float32), np.ones((3, 4, 2, 3), np.float32)
+    assert ops.conv_transpose(y, kernel, padding="same", stride=(2, 3)).shape == (1, 8, 15, 2)
+    for size in ((7, 13), (8, 15)):
+        x = ops.conv_transpose(y, kernel, padding="same", stride=(2, 3), output_size=size)
+        assert x.shape == (1, *size, 2)
+        assert ops.conv(x, kernel, padding="same", stride=(2, 3)).shape == y.shape
+    assert ops.conv_transpose(y, kernel, padding="valid").shape == (1, 6, 8, 2)
+    a = ops.conv_transpose(y, kernel, stride=2, padding=1, output_padding=(1, 0))
+    np.testing.assert_array_equal(a, ops.conv_transpose(y, kernel, stride=2, padding=1, output_size=(8, 10)))
+
+
+def test_empty_batch_and_vmap():
+    y, kernel = np.ones((0, 4, 5, 3), np.float32), np.ones((2, 2, 4, 3), np.float32)
+    for method in METHODS:
+        assert ops.conv_transpose(y, kernel, stride=2, method=method).shape == (0, 8, 10, 4)
+    kernels = np.random.default_rng(0).standard_normal((3, 2, 2, 4, 3), np.float32)
+    y = np.random.default_rng(1).standard_normal((2, 4, 5, 3), np.float32)
+    each = jax.vmap(lambda k: ops.conv_transpose(y, k, stride=2))(kernels)
+    np.testing.assert_allclose(each[1], ops.conv_transpose(y, kernels[1], stride=2), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride": 2, "output_padding": 2}, r"output_padding=\(2, 2\) with stride=\(2, 2\).*such as \(1, 1\)"),
+        ({"dilation": 2, "output_padding": 1}, r"such as \(0, 0\)"),
+        ({"stride": 2, "output_size": (13, 9)}, "from 10 to 11 pixels on axis 0; the nearest valid is 11"),
+        ({"stride": 2, "output_size": (11, 7)}, "from 10 to 11 pixels on axis 1; the nearest valid is 10"),
+        ({"stride": 2, "output_size": 10, "output_padding": 1}, "one of the two"),
+        ({"padding": 4}, "give -1 pixels on axis 0.*2 pixels less of padding"),
+        ({"groups": 4}, "groups=4 with 6 .*nearest is 3"),
+        ({"method": "stamps"}, "expected one of auto, matrix, stamp"),
+        ({"padding": "same", "output_padding": 1}, "output_size"),
+        ({"stride": 0}, "stride=0"),
+        ({"padding": -1}, "padding=-1"),
+    ],
+)
+def test_wrong_arguments_are_told_with_the_nearest_valid_choice(options, message):
+    with pytest.raises(ValueError, match=message):
+        ops.conv_transpose(np.ones((1, 5, 5, 6), np.float32), np.ones((2, 2, 2, 6), np.float32), **options)
+
+
+@pytest.mark.parametrize(
+    ("y", "kernel", "message"),
+    [
+        ((1, 5, 5, 4), (2, 2, 2, 6), "expected 6 channels in y"),
+        ((1, 5, 6), (2, 2, 2, 6), r"expected \[B, W, C\]"),
+        ((1, 0, 5, 6), (2, 2, 2, 6), "at least one per axis"),
+    ],
+)
+def test_wrong_shapes_are_told(y, kernel, message):
+    with pytest.raises(ValueError, match=message):
+        ops.conv_transpose(np.ones(y, np.float32), np.ones(kernel, np.float32))
+    with pytest.raises(ValueError, match="bfloat16"):
+        ops.conv_transpose(jnp.ones((1, 5, 5, 6), jnp.bfloat16), np.ones((2, 2, 2, 6), np.float32))
