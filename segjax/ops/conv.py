@@ -48,8 +48,8 @@ def conv(
     check_pair("x", x, kernel)
     if groups < 1 or x.shape[-1] != groups * kernel.shape[-2]:
         raise ValueError(
-            f"x {x.shape} with kernel {kernel.shape} and groups={groups}: expected {kernel.shape[-2]} * groups channels "
-            f"in x{_nearest_groups(x.shape[-1], kernel.shape[-2])}"
+            f"x {x.shape} with kernel {kernel.shape} and groups={groups}: expected {kernel.shape[-2]} * groups "
+            f"channels in x{_nearest_groups(x.shape[-1], kernel.shape[-2])}"
         )
     geometry = conv_geometry(x.shape[1:-1], kernel.shape, stride, padding, dilation, groups)
     if x.ndim == 3:

@@ -125,8 +125,8 @@ def conv_kernel_gradient(
     rank = x.ndim - 2
     if rank not in (1, 2) or y.ndim != x.ndim or y.dtype != x.dtype or x.shape[-1] % max(groups, 1):
         raise ValueError(
-            f"x {x.dtype}{x.shape} and y {y.dtype}{y.shape}: expected [B, W, C] or [B, H, W, C] for both, of one dtype, "
-            f"groups={groups} dividing x's channels"
+            f"x {x.dtype}{x.shape} and y {y.dtype}{y.shape}: expected [B, W, C] or [B, H, W, C] for both, of one "
+            f"dtype, and groups={groups} to divide x's channels"
         )
     window = per_axis("window", window, rank)
     shape = (*window, x.shape[-1] // groups, y.shape[-1])

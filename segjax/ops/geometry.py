@@ -278,8 +278,9 @@ def _check_output_padding(extra: Sequence[int], stride: Sequence[int]) -> None:
     if any(e >= s for e, s in zip(extra, stride, strict=True)):
         nearest = tuple(min(e, s - 1) for e, s in zip(extra, stride, strict=True))
         raise ValueError(
-            f"output_padding={tuple(extra)} with stride={tuple(stride)}: expected less than the stride, such as {nearest}; "
-            "from a larger input the convolution makes a larger output, so the result would be the transpose of none"
+            f"output_padding={tuple(extra)} with stride={tuple(stride)}: expected less than the stride, such as "
+            f"{nearest}; from a larger input the convolution makes a larger output, so the result would be the "
+            "transpose of none"
         )
 
 

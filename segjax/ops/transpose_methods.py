@@ -4,7 +4,6 @@ Output i of the convolution reads through tap t the pixel s i + d t - low. So in
 to that pixel; the methods differ in who does the adding up.
 """
 
-import itertools
 import math
 from typing import NamedTuple
 

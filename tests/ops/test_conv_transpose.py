@@ -211,7 +211,7 @@ def test_empty_batch_and_vmap():
         ({"stride": 2, "output_size": (13, 9)}, "from 10 to 11 pixels on axis 0; the nearest valid is 11"),
         ({"stride": 2, "output_size": (11, 7)}, "from 10 to 11 pixels on axis 1; the nearest valid is 10"),
         ({"stride": 2, "output_size": 10, "output_padding": 1}, "one of the two"),
-        ({"padding": 4}, "give -1 pixels on axis 0.*2 pixels less of padding"),
+        ({"padding": 4}, "give -2 pixels on axis 0.*3 pixels less of padding"),
         ({"groups": 4}, "groups=4 with 6 .*nearest is 3"),
         ({"method": "stamps"}, "expected one of auto, matrix, stamp"),
         ({"padding": "same", "output_padding": 1}, "output_size"),
