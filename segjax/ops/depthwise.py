@@ -123,8 +123,9 @@ def _kernel_gradient(x, kernel_shape, g, stride, pads, dilation):
     """dk[u, v, c] = sum over b, i, j of g[b, i, j, c] times x as tap (u, v) saw it."""
     taps = itertools.product(*map(range, kernel_shape[:2]))
     offsets = [tuple(d * t - p[0] for d, t, p in zip(dilation, tap, pads, strict=True)) for tap in taps]
+    wide = jnp.promote_types(x.dtype, jnp.float32)
     sums = [
-        jnp.zeros(x.shape[3], jnp.float32) if value is None else jnp.sum(value * g, (0, 1, 2), dtype=jnp.float32)
+        jnp.zeros(x.shape[3], wide) if value is None else jnp.sum(value * g, (0, 1, 2), dtype=wide)
         for value in _shifted(x, offsets, g.shape[1:3], stride)
     ]
     return jnp.stack(sums).reshape(kernel_shape).astype(x.dtype)
