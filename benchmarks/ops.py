@@ -9,7 +9,9 @@ input and gradient of the kernel are rows of their own; both sides draw the same
 their results agree. Each side is a process of its own with --threads threads; both stay alive, and each round gives
 first one, then the other, one untimed and --repetitions timed calls. Every round is printed (median of its calls),
 then per row the ratio of the medians over all calls, torch / segjax (above 1: segjax is faster), the geometric mean
-over the rows and the worst row.
+over the rows and the worst row. The ratio of the minima stands beside it: on a busy machine PyTorch's threads wait
+for each other for whole time slices. --realtime takes the cores away from every other process while calls are timed
+(Linux, root).
 
 segjax: a jitted function of arrays that are on the device, until its result is there. A gradient row is the jitted
 pull-back for one argument, from ready inputs and cotangent: the forward pass is dead code in it. The process keeps
@@ -26,6 +28,7 @@ time and --bandwidth.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -61,6 +64,23 @@ def fingerprint(result: np.ndarray) -> list[float]:
     return [float(flat @ np.random.default_rng(7).standard_normal(flat.size)), float(np.linalg.norm(flat))]
 
 
+@contextlib.contextmanager
+def realtime(wanted: bool) -> Iterator[None]:
+    """All threads of this process before every ordinary one, for as long as the block runs."""
+
+    def schedule(policy: int, priority: int) -> None:
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
+
+    if wanted:
+        schedule(os.SCHED_RR, 5)
+    try:
+        yield
+    finally:
+        if wanted:
+            schedule(os.SCHED_OTHER, 0)
+
+
 def worker(arguments: argparse.Namespace) -> None:
     """Answers each JSON line on standard input with one on standard output: a row to prepare, or calls to time."""
     out = os.fdopen(os.dup(1), "w")
@@ -87,14 +107,15 @@ def worker(arguments: argparse.Namespace) -> None:
 
 
 def answer(question: dict, prepare: Callable, arguments: argparse.Namespace, kept: list = []) -> dict:  # noqa: B006
-    """{"row": [case, part, dtype]} makes the call that {"calls": n} times; a failure is the row's, not the worker's."""
+    """{"row": [case, part, dtype]} makes what {"calls": n} times after an untimed one; an error is the row's."""
     if "calls" in question:
         seconds = []
-        for _ in range(question["calls"]):
-            start = time.perf_counter()
-            kept[0]()
-            seconds.append((time.perf_counter() - start) / arguments.copies)
-        return {"seconds": seconds}
+        with realtime(arguments.realtime):
+            for _ in range(1 + question["calls"]):
+                start = time.perf_counter()
+                kept[0]()
+                seconds.append((time.perf_counter() - start) / arguments.copies)
+        return {"seconds": seconds[1:]}
     kept.clear()
     index, part, dtype = question["row"]
     try:
@@ -121,6 +142,8 @@ def start(side: str, python: str, arguments: argparse.Namespace) -> subprocess.P
         environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     command = [python, __file__, "--worker", side, "--device", arguments.device, "--threads", n,
                "--copies", str(arguments.copies), "--peer-allocator", arguments.peer_allocator]  # fmt: skip
+    if arguments.realtime:
+        command.append("--realtime")
     if arguments.device == "cpu" and hasattr(os, "sched_getaffinity"):  # XLA starts a thread per core it may use
         cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
         command = ["taskset", "-c", ",".join(map(str, cores)), *command]
@@ -155,7 +178,6 @@ def measure(sides: dict[str, subprocess.Popen], row: tuple, arguments: argparse.
     for _ in range(arguments.rounds):
         for side, process in sides.items():
             time.sleep(arguments.pause)
-            ask(process, {"calls": 1})
             times = ask(process, {"calls": arguments.repetitions})["seconds"]
             seconds[side] += times
             rounds[side].append(f"{1e3 * statistics.median(times):.3f}")
@@ -169,11 +191,12 @@ def report(results: list[dict], arguments: argparse.Namespace) -> None:
     """The table, the geometric mean and the worst row."""
     measured = [row for row in results if "ratio" in row]
     roof = f"{'roof: segjax':>13} {'torch':>6}" if arguments.device == "cuda" else ""
-    print(f"\n{'medians':66} {'segjax ms':>10} {'torch ms':>10} {'ratio':>6} {roof}")
+    print(f"\n{'medians':66} {'segjax ms':>10} {'torch ms':>10} {'ratio':>6} {'minima':>6} {roof}")
     for row in measured:
         medians = [statistics.median(row[side]) for side in ("segjax", "torch")]
+        minima = min(row["torch"]) / min(row["segjax"])
         shares = [row["bytes"] / m / (1e12 * arguments.bandwidth) for m in medians] if roof else []
-        print(f"{row['name']:66} {1e3 * medians[0]:10.3f} {1e3 * medians[1]:10.3f} {row['ratio']:6.2f} "
+        print(f"{row['name']:66} {1e3 * medians[0]:10.3f} {1e3 * medians[1]:10.3f} {row['ratio']:6.2f} {minima:6.2f} "
               + "".join(f"{share:13.1%}" for share in shares))  # fmt: skip
     for row in results:
         if "error" in row:
@@ -200,6 +223,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, help="inputs per call: 1 on the cpu, 16 on cuda")
     parser.add_argument("--bandwidth", type=float, default=4.8, help="of the device's memory, TB/s (an H200's)")
     parser.add_argument("--peer-allocator", choices=("default", "keep"), default="keep")
+    parser.add_argument("--realtime", action="store_true")
     parser.add_argument("--json", type=pathlib.Path, help="file for every time")
     parser.add_argument("--worker", choices=("segjax", "torch"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
