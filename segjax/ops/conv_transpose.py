@@ -13,11 +13,12 @@ XLA's own gradient of a dilated convolution's kernel took 950 ms on two cores wh
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from segjax.ops import blocked, tap_products
 from segjax.ops.conv import check_pair, conv2d
 from segjax.ops.geometry import Geometry, Padding, check_groups, conv_geometry, per_axis, transpose_geometry
 from segjax.ops.transpose_methods import by_fractional_stride, by_matrix, by_stamping, by_subpixels
@@ -157,16 +158,38 @@ def _transpose_forward(y, kernel, geometry, method):
 
 def _transpose_backward(geometry, method, saved, g):
     y, kernel = saved
-    return conv2d(g, kernel, geometry), _kernel_gradient(g, y, geometry)
+    return _conv(g, kernel, geometry), _kernel_gradient(g, y, geometry)
 
 
 _transpose.defvjp(_transpose_forward, _transpose_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    if not blocked.divides(geometry):
+        return conv2d(x, kernel, geometry)
+    return _on_cpu(blocked.convolve, conv2d, geometry)(x, kernel)
+
+
+def _conv_forward(x, kernel, geometry):
+    return _conv(x, kernel, geometry), (x, kernel)
+
+
+def _conv_backward(geometry, saved, y):
+    x, kernel = saved
+    return _transpose(y, kernel, geometry, "auto"), _kernel_gradient(x, y, geometry)
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _kernel_gradient(x: Array, y: Array, geometry: Geometry) -> Array:
-    shape = (*geometry.window, x.shape[3] // geometry.groups, y.shape[3])
-    return jax.vjp(lambda kernel: conv2d(x, kernel, geometry), jnp.zeros(shape, x.dtype))[1](y)[0]
+    if blocked.divides(geometry):
+        return _on_cpu(blocked.kernel_gradient, _plain_kernel_gradient, geometry)(x, y)
+    if tap_products.suits(geometry):
+        return _on_cpu(tap_products.kernel_gradient, _plain_kernel_gradient, geometry)(x, y)
+    return _plain_kernel_gradient(x, y, geometry)
 
 
 def _kernel_gradient_forward(x, y, geometry):
@@ -175,19 +198,36 @@ def _kernel_gradient_forward(x, y, geometry):
 
 def _kernel_gradient_backward(geometry, saved, kernel):
     x, y = saved
-    return _transpose(y, kernel, geometry, "auto"), conv2d(x, kernel, geometry)
+    return _transpose(y, kernel, geometry, "auto"), _conv(x, kernel, geometry)
 
 
 _kernel_gradient.defvjp(_kernel_gradient_forward, _kernel_gradient_backward)
 
 
+def _plain_kernel_gradient(x: Array, y: Array, geometry: Geometry) -> Array:
+    shape = (*geometry.window, x.shape[3] // geometry.groups, y.shape[3])
+    return jax.vjp(lambda kernel: conv2d(x, kernel, geometry), jnp.zeros(shape, x.dtype))[1](y)[0]
+
+
+def _plain_input_gradient(y: Array, kernel: Array, geometry: Geometry) -> Array:
+    shape = (y.shape[0], *geometry.input, kernel.shape[2] * geometry.groups)
+    return jax.vjp(lambda x: conv2d(x, kernel, geometry), jnp.zeros(shape, y.dtype))[1](y)[0]
+
+
 def _fastest(y: Array, kernel: Array, geometry: Geometry) -> Array:
-    """On a CPU the sub-pixel form; elsewhere XLA hands the fractional form to the library as a gradient convolution."""
+    """On a CPU a form without zeros; elsewhere the fractional one, which XLA hands to the library as a gradient."""
+    if geometry.groups > 1 and kernel.shape[2] == 1 and kernel.shape[3] == geometry.groups:
+        return _plain_input_gradient(y, kernel, geometry)  # of a depthwise convolution, which has forms of its own
     if geometry.stride == (1, 1):
         return by_fractional_stride(y, kernel, geometry)
-    return jax.lax.platform_dependent(
-        y,
-        kernel,
-        cpu=functools.partial(by_subpixels, geometry=geometry),
-        default=functools.partial(by_fractional_stride, geometry=geometry),
+    if not blocked.divides(geometry) and tap_products.suits(geometry):
+        return _on_cpu(tap_products.transpose, by_fractional_stride, geometry)(y, kernel)
+    return _on_cpu(by_subpixels, by_fractional_stride, geometry)(y, kernel)
+
+
+def _on_cpu(cpu: Callable, default: Callable, geometry: Geometry) -> Callable:
+    return functools.partial(
+        jax.lax.platform_dependent,
+        cpu=functools.partial(cpu, geometry=geometry),
+        default=functools.partial(default, geometry=geometry),
     )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from segjax.ops import blocked
 from segjax.ops.conv_matrix import matrix
 from segjax.ops.geometry import Geometry, Pair
 from segjax.types import Array
@@ -119,6 +120,8 @@ def by_subpixels(y: Array, kernel: Array, geometry: Geometry) -> Array:
     Returns:
         [B, H, W, Cin].
     """
+    if blocked.divides(geometry):
+        return blocked.transpose(y, kernel, geometry)
     plans = [_plan(geometry, axis) for axis in (0, 1)]
     groups, channels = geometry.groups, kernel.shape[2]
     bands = []
@@ -171,12 +174,11 @@ def _plan(geometry: Geometry, axis: int) -> _Plan:
 def _share(y: Array, kernel: Array, geometry: Geometry, plans: list[_Plan], rows: _Share, columns: _Share) -> Array:
     """The pixels of some phases, [B, rows, columns, groups, row phases, column phases, Cin / groups]."""
     groups, inputs, outputs = geometry.groups, kernel.shape[2], kernel.shape[3] // geometry.groups
-    taps_h, taps_w = jnp.array(rows.taps, int), jnp.array(columns.taps, int)
     phases = (len(rows.phases), len(columns.phases))
     pixels = (plans[0].count, plans[1].count)
-    if 0 in (taps_h.size, taps_w.size):
+    if not rows.taps[0] or not columns.taps[0]:
         return jnp.zeros((y.shape[0], *pixels, groups, *phases, inputs), y.dtype)
-    part = kernel[taps_h[:, ::-1, None, None], taps_w[:, ::-1]]  # [row phase, tap, column phase, tap, C / groups, Cout]
+    part = _taken(_taken(kernel, columns.taps, axis=1), rows.taps, axis=0)
     part = part.reshape(*part.shape[:4], inputs, groups, outputs).transpose(1, 3, 6, 5, 0, 2, 4)
     part = part.reshape(*part.shape[:3], groups * phases[0] * phases[1] * inputs)
     edges = []
@@ -186,6 +188,15 @@ def _share(y: Array, kernel: Array, geometry: Geometry, plans: list[_Plan], rows
         edges.append((before, plan.count - n - before + reach))
     x = _dense(y, part, edges, (plans[0].dilation, plans[1].dilation), groups)
     return x.reshape(y.shape[0], *pixels, groups, *phases, inputs)
+
+
+def _taken(kernel: Array, taps: list[list[int]], axis: int) -> Array:
+    """[..., k, ...] to [..., phase, tap in descending order, ...]; the taps of a phase are evenly spaced."""
+    slices = []
+    for run in taps:
+        step = run[1] - run[0] if len(run) > 1 else 1
+        slices.append(jnp.flip(jax.lax.slice_in_dim(kernel, run[0], run[-1] + 1, step, axis), axis))
+    return jnp.stack(slices, axis)
 
 
 def _dense(y: Array, kernel: Array, edges: list[Pair], dilation: Pair, groups: int) -> Array:

@@ -96,28 +96,48 @@ def test_is_the_transposed_written_matrix(geometry, method):
     close(jax.jit(functools.partial(ops.conv_transpose, method=method, **options))(y, kernel), y, m)
 
 
-@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
-@hypothesis.given(geometries())
-def test_five_methods_equal_the_jacobian_transposed(geometry):
+def check_methods(geometry):
+    """M, the Jacobian of conv, and the five methods, in one compilation."""
     kernel, y, options, m = drawn(geometry)
     size, _, forward = geometry
-    jacobian = jax.jacobian(lambda x: ops.conv(x, kernel, **forward))(
-        jnp.zeros((1, *size, kernel.shape[-2] * options["groups"]))
-    )
-    np.testing.assert_array_equal(np.asarray(jacobian).reshape(m.shape), np.float32(m))
-    np.testing.assert_array_equal(ops.conv_matrix(kernel, size, **forward), np.float32(m))
-    np.testing.assert_array_equal(ops.conv_matrix(kernel, size, sparse=True, **forward).todense(), np.float32(m))
-    for method in METHODS:
-        close(ops.conv_transpose(y, kernel, method=method, **options), y, m)
+    x = jnp.zeros((1, *size, kernel.shape[-2] * options["groups"]))
+
+    @jax.jit
+    def compute(y, kernel):
+        jacobian = jax.jacobian(lambda x: ops.conv(x, kernel, **forward))(x).reshape(m.shape)
+        dense = ops.conv_matrix(kernel, size, **forward)
+        sparse = ops.conv_matrix(kernel, size, sparse=True, **forward).todense()
+        methods = [ops.conv_transpose(y, kernel, method=method, **options) for method in METHODS]
+        return (jacobian, dense, sparse), methods
+
+    matrices, methods = compute(y, kernel)
+    for matrix in matrices:
+        np.testing.assert_array_equal(matrix, np.float32(m))
+    for x in methods:
+        close(x, y, m)
 
 
-@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+@hypothesis.given(geometries())
+def test_five_methods_equal_the_jacobian_transposed(geometry):
+    check_methods(geometry)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(geometries(largest=11))
+def test_five_methods_equal_the_jacobian_transposed_at_length(geometry):
+    check_methods(geometry)
+
+
+@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
 @hypothesis.given(geometries())
 def test_adjoint_identity(geometry):
     kernel, y, options, m = drawn(geometry)
     size, _, forward = geometry
     x = np.random.default_rng(1).standard_normal((2, *size, kernel.shape[-2] * options["groups"]), np.float32)
-    through, back = ops.conv(x, kernel, **forward), ops.conv_transpose(y, kernel, **options)
+    both = jax.jit(lambda x, y: (ops.conv(x, kernel, **forward), ops.conv_transpose(y, kernel, **options)))
+    through, back = both(x, y)
     scale = np.sum(np.abs(y.reshape(2, -1)) @ np.abs(m) * np.abs(x.reshape(2, -1)))
     assert abs(np.vdot(np.float64(through), np.float64(y)) - np.vdot(np.float64(x), np.float64(back))) <= 1e-5 * scale
 
@@ -126,15 +146,15 @@ def test_adjoint_identity(geometry):
 @pytest.mark.parametrize("geometry", [GEOMETRIES[n] for n in (2, 4, 6, 11)], ids=str)
 def test_first_and_second_derivatives(geometry, method):
     kernel, y, options, _ = drawn(geometry)
-    transpose = functools.partial(ops.conv_transpose, method=method, **options)
+    transpose = jax.jit(functools.partial(ops.conv_transpose, method=method, **options))
     check_grads(transpose, (jnp.asarray(y), jnp.asarray(kernel)), order=2, modes=("rev",), atol=2e-2, rtol=2e-2)
 
 
-@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
 @hypothesis.given(geometries(largest=5))
 def test_derivatives_of_random_geometries(geometry):
     kernel, y, options, _ = drawn(geometry)
-    transpose = lambda y, k: ops.conv_transpose(y, k, **options)
+    transpose = jax.jit(lambda y, k: ops.conv_transpose(y, k, **options))
     check_grads(transpose, (jnp.asarray(y), jnp.asarray(kernel)), order=2, modes=("rev",), atol=2e-2, rtol=2e-2)
 
 
@@ -156,16 +176,17 @@ def test_derivatives_are_the_convolution_and_its_kernel_gradient(geometry):
 def test_equals_pytorch(golden_dir):
     about = json.loads((golden_dir / "dev/ops_conv_transpose.json").read_text())
     arrays = np.load(golden_dir / "dev/ops_conv_transpose.npz")
-    for case, method in itertools.product(about["cases"], METHODS):
+    for case in about["cases"]:
         args, name = dict(case["args"]), case["name"]
         args.pop("op")
-        kernel = np.moveaxis(arrays[f"{name}/weight"], (0, 1), (-1, -2))
-        x = ops.conv_transpose(np.moveaxis(arrays[f"{name}/x"], 1, -1), kernel, method=method, **args)
-        x = np.moveaxis(x, -1, 1)
-        if f"{name}/bias" in arrays:
-            x = x + arrays[f"{name}/bias"].reshape(1, -1, *(1,) * (x.ndim - 2))
-        atol = case["outputs"]["out"]["atol"]
-        np.testing.assert_allclose(x, arrays[f"{name}/out"], rtol=1e-5, atol=atol, err_msg=f"{name} {method}")
+        y, kernel = np.moveaxis(arrays[f"{name}/x"], 1, -1), np.moveaxis(arrays[f"{name}/weight"], (0, 1), (-1, -2))
+        every = jax.jit(lambda y, k, args=args: [ops.conv_transpose(y, k, method=m, **args) for m in METHODS])
+        for method, x in zip(METHODS, every(y, kernel), strict=True):
+            x = np.moveaxis(x, -1, 1)
+            if f"{name}/bias" in arrays:
+                x = x + arrays[f"{name}/bias"].reshape(1, -1, *(1,) * (x.ndim - 2))
+            atol = case["outputs"]["out"]["atol"]
+            np.testing.assert_allclose(x, arrays[f"{name}/out"], rtol=1e-5, atol=atol, err_msg=f"{name} {method}")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,74 @@
+"""Strided dense convolutions tap by tap, for windows of few taps that the stride does not divide. For CPUs.
+
+On two cores (4x30x30x128 from and to 4x60x60x128, 3x3 taps, stride 2) the transpose took 6.8 ms against 11 by phases
+and 20 with zeros, the kernel gradient 7.7 against 8.6.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from segjax.ops.geometry import Geometry, interleave, phases
+from segjax.types import Array
+
+_MOST_TAPS = 25
+
+
+def suits(geometry: Geometry) -> bool:
+    """Says whether a geometry has this form: dense, strided, few taps."""
+    taps = geometry.window[0] * geometry.window[1]
+    return geometry.groups == 1 and geometry.stride != (1, 1) and taps <= _MOST_TAPS
+
+
+def transpose(y: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Applies the transposed convolution: one product makes what every y[i] sends through every tap, then sums.
+
+    Args:
+        y: [B, H', W', Cout].
+        kernel: [kh, kw, Cin, Cout].
+        geometry: of the convolution.
+
+    Returns:
+        [B, H, W, Cin].
+    """
+    sent = jnp.einsum("bijo,tco->bijtc", y, kernel.reshape(-1, *kernel.shape[2:]))
+    quotient = tuple(-(-n // s) for n, s in zip(geometry.input, geometry.stride, strict=True))
+    parts = []
+    for pairs in phases(geometry.window, geometry.stride, geometry.pads, geometry.dilation):
+        part = jnp.zeros((y.shape[0], *quotient, kernel.shape[2]), y.dtype)
+        for (u, v), offset in pairs:
+            edges = [(-o, q + o - m, 0) for o, q, m in zip(offset, quotient, geometry.output, strict=True)]
+            tap = sent[:, :, :, u * geometry.window[1] + v]
+            part += jax.lax.pad(tap, jnp.zeros((), y.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        parts.append(part)
+    shape = (y.shape[0], *geometry.input, kernel.shape[2])
+    return interleave(parts, geometry.stride, shape)
+
+
+def kernel_gradient(x: Array, y: Array, geometry: Geometry) -> Array:
+    """Sums x times y over all outputs for each tap, one product each.
+
+    Args:
+        x: [B, H, W, Cin].
+        y: [B, H', W', Cout].
+        geometry: of the convolution.
+
+    Returns:
+        [kh, kw, Cin, Cout].
+    """
+    edges = [
+        (low, s * (m - 1) + d * (k - 1) + 1 - low - n, 0)
+        for n, k, s, (low, _), d, m in zip(*geometry[:5], geometry.output, strict=True)
+    ]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    # The barrier has y transposed once, rather than inside every product.
+    rows = jax.lax.optimization_barrier(y.reshape(-1, y.shape[3]).T)
+    products = []
+    for u in range(geometry.window[0]):
+        for v in range(geometry.window[1]):
+            start = (u * geometry.dilation[0], v * geometry.dilation[1])
+            stops = (a + s * (m - 1) + 1 for a, s, m in zip(start, geometry.stride, geometry.output, strict=True))
+            limits = (x.shape[0], *stops, x.shape[3])
+            seen = jax.lax.slice(x, (0, *start, 0), limits, (1, *geometry.stride, 1))
+            products.append(rows @ seen.reshape(-1, x.shape[3]))
+    products = jnp.stack(products).reshape(*geometry.window, y.shape[3], x.shape[3])
+    return products.transpose(0, 1, 3, 2)
