@@ -1,16 +1,18 @@
 """Pure functions of arrays: convolution, resizing, pooling, normalisation."""
 
 from segjax.ops.bilinear_kernel import bilinear_kernel
+from segjax.ops.average_pool import adaptive_avg_pool, avg_pool
 from segjax.ops.conv import conv
 from segjax.ops.conv_matrix import conv_matrix
 from segjax.ops.conv_transpose import conv_kernel_gradient, conv_transpose
 from segjax.ops.interpolation import interpolation_matrix
 from segjax.ops.norm import batch_norm_apply, batch_norm_train
-from segjax.ops.pool import adaptive_avg_pool, max_pool
+from segjax.ops.pool import max_pool
 from segjax.ops.resize import resize, resize_padded
 
 __all__ = [
     "adaptive_avg_pool",
+    "avg_pool",
     "batch_norm_apply",
     "batch_norm_train",
     "bilinear_kernel",
