@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax import ops
+from segjax.ops.geometry import Padding
 from segjax.types import Array, InputError, Outputs, Variables
 
 NOISE = "noise"  # the collection through which ``Network.init`` hands every ``Conv`` its share of one draw
@@ -104,15 +105,18 @@ class Network(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution with its kernel: ``ops.conv`` padded so that stride 1 keeps the size.
+    """A convolution with its kernel: ``ops.conv``, by default padded so that stride 1 keeps the size.
+
+    ``dilation`` above 1 makes it an atrous convolution, ``groups`` = Cin a depthwise one.
 
     Attributes:
         features: Cout.
-        size: the kernel's rows and columns, odd.
-        stride, dilation, groups: as in ``ops.conv``; output rows are ceil(H / stride).
+        size: the kernel's rows and columns; odd, unless ``padding`` is given.
+        stride, dilation, groups: as in ``ops.conv``.
         bias: adds one number per output channel, at first 0.
         deviation: of the normal distribution the kernel is drawn from; None: sqrt(2 / (size^2 Cout)), which is He's
             rule by the fan-out as torchvision counts it (for depthwise kernels too).
+        padding: as in ``ops.conv``; None: dilation * (size // 2), from which output rows are ceil(H / stride).
 
     Source: He et al. 2015, section 2.2, https://arxiv.org/abs/1502.01852.
     """
@@ -124,13 +128,14 @@ class Conv(nn.Module):
     groups: int = 1
     bias: bool = False
     deviation: float | None = None
+    padding: Padding | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [B, H, W, Cin] to [B, ceil(H / stride), ceil(W / stride), Cout]."""
+        """Maps [B, H, W, Cin] to [B, H', W', Cout], H' = ceil(H / stride) with the default padding."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self._draw, shape).astype(x.dtype)
-        padding = self.dilation * (self.size // 2)
+        padding = self.dilation * (self.size // 2) if self.padding is None else self.padding
         y = ops.conv(x, kernel, stride=self.stride, padding=padding, dilation=self.dilation, groups=self.groups)
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)[None, None, None]
@@ -138,10 +143,84 @@ class Conv(nn.Module):
 
     @nn.nowrap
     def _draw(self, key: Array, shape: tuple[int, ...]) -> Array:
-        drawn = self.has_variable(NOISE, "kernel")
-        noise = self.get_variable(NOISE, "kernel") if drawn else jax.random.normal(key, shape)
         deviation = (2 / (self.size**2 * self.features)) ** 0.5 if self.deviation is None else self.deviation
-        return deviation * noise
+        return deviation * _noise(self, key, shape)
+
+
+def _noise(module: nn.Module, key: Array, shape: tuple[int, ...]) -> Array:
+    """Standard normal numbers for a module's kernel: its share of the network's one draw, where there is one."""
+    if module.has_variable(NOISE, "kernel"):
+        return module.get_variable(NOISE, "kernel")
+    return jax.random.normal(key, shape)
+
+
+class ConvTranspose(nn.Module):
+    """A transposed convolution with its kernel: ``ops.conv_transpose``, by default U-Net's up-convolution 2x2.
+
+    Attributes:
+        features: channels of the result.
+        size: the kernel's rows and columns.
+        stride, padding, output_padding, dilation, groups: as in ``ops.conv_transpose``.
+        bias: adds one number per channel of the result, at first 0.
+        bilinear: start as bilinear enlargement of each channel (``ops.bilinear_kernel``) in place of random numbers;
+            needs as many channels as come in.
+        deviation: of the normal distribution the kernel is drawn from; None: sqrt(2 / n) by He's rule, with n =
+            size^2 Cin / (stride^2 groups), the products that a pixel of the result sums.
+
+    The kernel is [size, size, features / groups, Cin], that of the convolution whose transpose this is.
+
+    Source: Long et al. 2015, section 3.3, https://arxiv.org/abs/1411.4038; He et al. 2015, section 2.2,
+    https://arxiv.org/abs/1502.01852.
+    """
+
+    features: int
+    size: int = 2
+    stride: int = 2
+    padding: Padding = 0
+    output_padding: int | tuple[int, int] = 0
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = False
+    bilinear: bool = False
+    deviation: float | None = None
+
+    @nn.compact
+    def __call__(self, y: Array, *, output_size: tuple[int, int] | None = None) -> Array:
+        """Maps [B, H', W', Cin] to [B, H, W, features]; ``output_size`` as in ``ops.conv_transpose``.
+
+        Raises:
+            ValueError: features that groups do not divide, ``bilinear`` with another number of channels than come in,
+                and as ``ops.conv_transpose``.
+        """
+        if self.features % self.groups:
+            raise ValueError(f"features={self.features} with groups={self.groups}: expected a multiple of groups")
+        shape = (self.size, self.size, self.features // self.groups, y.shape[-1])
+        kernel = self.param("kernel", self._draw, shape).astype(y.dtype)
+        x = ops.conv_transpose(
+            y,
+            kernel,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            output_padding=self.output_padding,
+            output_size=output_size,
+        )
+        if self.bias:
+            x += self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)[None, None, None]
+        return x
+
+    @nn.nowrap
+    def _draw(self, key: Array, shape: tuple[int, ...]) -> Array:
+        if self.bilinear:
+            if shape[3] != self.features:
+                raise ValueError(
+                    f"bilinear with {shape[3]} channels in and features={self.features}: expected equal numbers"
+                )
+            return ops.bilinear_kernel(self.size, self.features, groups=self.groups)
+        summed = self.size**2 * shape[3] / (self.stride**2 * self.groups)
+        deviation = (2 / summed) ** 0.5 if self.deviation is None else self.deviation
+        return deviation * _noise(self, key, shape)
 
 
 class BatchNorm(nn.Module):

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -47,6 +48,13 @@ def _forbidden(parts: tuple[str, ...], source: str) -> list[str]:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: "/".join(_parts(file)))
 def test_imports_run_downwards(file: pathlib.Path):
     assert _forbidden(_parts(file), file.read_text()) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: "/".join(_parts(file)))
+def test_convolutions_are_ours(file: pathlib.Path):
+    """Linen's and lax's transposed convolutions leave the kernel as it is and pad by other rules."""
+    calls = re.findall(r"\b(?:nn|linen|lax)\.(?:Conv|ConvTranspose|ConvLocal|conv_transpose)\b", file.read_text())
+    assert calls == []
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,58 @@ def test_conv_pads_to_the_ceiling(size, stride, dilation):
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_conv_takes_a_padding():
+    x = normal(1, 9, 8, 4)
+    y, variables = layers.Conv(6, 3, padding="valid").init_with_output(jax.random.key(0), x)
+    np.testing.assert_allclose(y, ops.conv(x, variables["params"]["kernel"]), atol=1e-5)
+    assert y.shape == (1, 7, 6, 6)
+
+
+def test_conv_transpose_is_the_operation_with_its_kernel():
+    y = normal(2, 5, 6, 4)
+    module = layers.ConvTranspose(6, 3, 2, padding=1, output_padding=1, groups=2, bias=True)
+    x, variables = module.init_with_output(jax.random.key(0), y)
+    params = variables["params"]
+    assert x.shape == (2, 10, 12, 6) and params["kernel"].shape == (3, 3, 3, 4)
+    expected = ops.conv_transpose(y, params["kernel"], stride=2, padding=1, output_padding=1, groups=2) + 5.0
+    x = module.apply({"params": {**params, "bias": jnp.full(6, 5.0)}}, y)
+    np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-5)
+    sized = layers.ConvTranspose(6, 4, 2, padding=1)
+    assert sized.init_with_output(jax.random.key(0), y, output_size=(11, 12))[0].shape == (2, 11, 12, 6)
+
+
+def test_conv_transpose_keeps_the_variance():
+    """He's rule: normal values through a ReLU and the layer have variance 1 again."""
+    y = np.maximum(normal(4, 16, 16, 64), 0)
+    for size, stride in ((2, 2), (4, 2), (3, 1)):
+        x, _ = layers.ConvTranspose(64, size, stride).init_with_output(jax.random.key(1), y)
+        inside = x[:, 4:-4, 4:-4]
+        assert 0.85 < float(jnp.mean(inside**2)) < 1.15
+
+
+def test_conv_transpose_starts_bilinear():
+    y = normal(1, 5, 6, 3)
+    x, _ = layers.ConvTranspose(3, 4, 2, padding=1, bilinear=True).init_with_output(jax.random.key(0), y)
+    expected = ops.resize(y, (10, 12), method="bilinear")
+    np.testing.assert_allclose(x[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], atol=1e-5)
+    with pytest.raises(ValueError, match="3 channels in and features=4"):
+        layers.ConvTranspose(4, 4, 2, bilinear=True).init(jax.random.key(0), y)
+    with pytest.raises(ValueError, match="features=3 with groups=2"):
+        layers.ConvTranspose(3, groups=2).init(jax.random.key(0), normal(1, 5, 6, 4))
+
+
+def test_separable_and_atrous_convolutions_are_the_operations():
+    x = normal(2, 9, 8, 4)
+    module = layers.SeparableConvNorm(6, 3, dilation=2, depthwise_norm=False)
+    y, variables = module.init_with_output(jax.random.key(0), x, train=False)
+    params = variables["params"]
+    z = ops.conv(x, params["depthwise"]["kernel"], padding=2, dilation=2, groups=4)
+    z = ops.conv(z, params["pointwise"]["conv"]["kernel"]) / np.float32(1 + 1e-5) ** 0.5  # batch norm at its start
+    np.testing.assert_allclose(y, jax.nn.relu(z), atol=1e-5)
+    y, variables = layers.Conv(5, 3, dilation=3).init_with_output(jax.random.key(0), x)
+    np.testing.assert_allclose(y, ops.conv(x, variables["params"]["kernel"], padding=3, dilation=3), atol=1e-5)
+
+
 def test_kernels_are_drawn_as_torchvision_draws_them():
     """Normal with variance 2 / (kh kw Cout), for depthwise kernels too."""
     for groups, channels in ((1, 64), (64, 64)):
