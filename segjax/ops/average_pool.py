@@ -1,4 +1,4 @@
-"""Averages over windows, of one size or adaptive: products with one matrix per axis, whose gradient is the transposes."""
+"""Averages over windows, of one size or adaptive: a product with one matrix per axis."""
 
 from collections.abc import Sequence
 
@@ -84,7 +84,9 @@ def adaptive_avg_pool(x: Array, size: int | Sequence[int]) -> Array:
 
 
 def adaptive_bins(out_size: int, in_size: int) -> list[tuple[int, int]]:
-    """Divides an axis into bins [floor(i n / m), ceil((i + 1) n / m)); neighbours share a pixel where m does not divide n.
+    """Divides an axis into bins [floor(i n / m), ceil((i + 1) n / m)).
+
+    Neighbours share a pixel where m does not divide n; m may exceed n.
 
     Args:
         out_size: m bins.
