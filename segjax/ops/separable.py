@@ -106,7 +106,7 @@ def _gathered(x: Array, rows: HostArray, columns: HostArray) -> Array:
 
 
 def _by_rows(x: Array, matrix: HostArray) -> Array:
-    y = _one_axis(x.reshape(*x.shape[:2], -1), matrix, axis=1)
+    y = _one_axis(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]), matrix, axis=1)
     return y.reshape(x.shape[0], len(matrix), *x.shape[2:])
 
 
