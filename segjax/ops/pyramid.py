@@ -47,10 +47,9 @@ def adaptive_max_pool(x: Array, size: int | Sequence[int]) -> Array:
 def spatial_pyramid_pool(x: Array, levels: Sequence[int], *, reduce: str = "max") -> Array:
     """Pools l x l bins for each level l and strings them together: the length does not depend on the image's size.
 
-    Level l divides an axis of n pixels into l bins, from floor(i n / l) to ceil((i + 1) n / l), past the last pixel. The
-    paper's windows of ceil(n / l) pixels at stride floor(n / l) are the same where l divides n; elsewhere they leave out
-    pixels of the far edge (13 pixels, 4 bins: windows of 4 at stride 3 reach all 13; 11 pixels, 4 bins: 3 at stride 2
-    reach 9) where these bins read every pixel.
+    Level l divides an axis of n pixels into bins [floor(i n / l), ceil((i + 1) n / l)), as adaptive pooling does, so
+    that every pixel is read. The paper's windows of ceil(n / l) pixels at stride floor(n / l) are the same where l
+    divides n; elsewhere they may stop short of the far edge (11 pixels in 4 bins: windows of 3 at stride 2 reach 9).
 
     Args:
         x: [B, H, W, C], floating; real for "max".

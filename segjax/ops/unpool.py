@@ -140,9 +140,8 @@ _unpool.defvjp(_unpool_forward, _unpool_backward)
 def _scatter(y, indices, size):
     batch, *_, channels = y.shape
     pixels = size[0] * size[1]
-    flat = jnp.where(indices < 0, pixels, indices).reshape(
-        batch, -1, channels
-    )  # a negative one would count from the end
+    # A negative index would count from the end.
+    flat = jnp.where(indices < 0, pixels, indices).reshape(batch, -1, channels)
     places = (jnp.arange(batch)[:, None, None], flat, jnp.arange(channels)[None, None, :])
     x = jnp.zeros((batch, pixels, channels), y.dtype)
     return x.at[places].set(y.reshape(flat.shape), mode="drop").reshape(batch, *size, channels)
