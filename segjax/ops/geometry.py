@@ -100,6 +100,8 @@ def check_groups(groups: int, features: int) -> None:
     Raises:
         ValueError: they do not; the message names the nearest number that does.
     """
+    if not hasattr(groups, "__index__"):
+        raise ValueError(f"groups={groups!r}: expected an int")
     if groups < 1 or features % groups:
         nearest = min((n for n in range(1, features + 1) if features % n == 0), key=lambda n: abs(n - groups))
         raise ValueError(
