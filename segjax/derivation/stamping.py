@@ -88,15 +88,13 @@ def fewer_stamps(geometry: Case) -> Case:
         geometry: any.
 
     Returns:
-        the same kernel, stride, padding and dilation with one channel and at most 3x3 outputs (6 in one dimension), if
-        such an input exists; else one channel alone.
+        the same kernel, stride, padding and dilation with one channel and at most 3x3 outputs (6 in one dimension), or
+        as few as an input of one pixel or more gives.
     """
-    one = dataclasses.replace(geometry, groups=1, channels=1, outputs=1)
-    most = 6 if geometry.rank == 1 else 3
-    size = tuple(
-        n - s * max(m - most, 0) for n, s, m in zip(geometry.size, geometry.stride, geometry.output, strict=True)
-    )
-    return dataclasses.replace(one, size=size) if min(size) > 0 else one
+    most, size = 6 if geometry.rank == 1 else 3, []
+    for n, s, m in zip(geometry.size, geometry.stride, geometry.output, strict=True):
+        size.append(n - s * min(max(m - most, 0), (n - 1) // s))
+    return dataclasses.replace(geometry, size=tuple(size), groups=1, channels=1, outputs=1)
 
 
 def _stamping_words(geometry: Case, small: Case) -> str:
