@@ -138,20 +138,18 @@ def test_a_constant_stays_constant_where_every_phase_sums_alike():
     np.testing.assert_array_equal(x, np.resize([8, 12], x.shape))
 
 
-@pytest.mark.parametrize("factor", [2, 3, 8])
-def test_bilinear_kernel_is_bilinear_resizing_inside_the_border(factor):
-    size, border = 2 * factor - factor % 2, factor // 2
-    padding = (size - factor) // 2
-    x, kernel = draw((2, 5, 6, 3)), ops.bilinear_kernel(size, 3)
-    up = ops.conv_transpose(x, kernel, stride=factor, padding=padding)
-    resized = ops.resize(x, (5 * factor, 6 * factor), method="bilinear")
-    assert up.shape == resized.shape
-    inside = (slice(None), slice(border, -border), slice(border, -border))
-    np.testing.assert_allclose(up[inside], resized[inside], atol=1e-5)
-    assert np.all(np.abs(up - resized)[:, border - 1] > 1e-4)
-    repeated = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    up = ops.conv_transpose(repeated, kernel, stride=factor, padding=padding + factor)
-    np.testing.assert_allclose(up, resized, atol=1e-5)
+@pytest.mark.parametrize("factor", [(2, 2), (3, 2)])
+def test_poolings_and_unpoolings_that_are_convolutions(factor):
+    f, g = factor
+    x, y = draw((2, 3 * f, 4 * g, 3)), draw((2, 3, 4, 3), 1)
+    options = {"stride": factor, "groups": 3}
+    ones, nail = np.ones((f, g, 1, 3), np.float32), np.ones((1, 1, 1, 3), np.float32)
+    np.testing.assert_allclose(ops.avg_pool(x, factor), ops.conv(x, ones / (f * g), **options), atol=1e-5)
+    np.testing.assert_array_equal(ops.nearest_unpool(y, factor), ops.conv_transpose(y, ones, **options))
+    np.testing.assert_array_equal(x[:, ::f, ::g], ops.conv(x, nail, **options))
+    up = ops.conv_transpose(y, nail, output_padding=(f - 1, g - 1), **options)
+    np.testing.assert_array_equal(ops.bed_of_nails(y, factor), up)
+    np.testing.assert_allclose(ops.avg_pool(ops.nearest_unpool(y, factor), factor), y, atol=1e-5)
 
 
 PADDINGS = [((0, 0), (0, 0)), ((1, 0), (2, 1))]

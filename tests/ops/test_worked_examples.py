@@ -234,6 +234,27 @@ def test_bilinear_by_two_in_one_dimension():
     same(x, [4, 5, 7, 9, 11, 12])
 
 
+def test_three_unpoolings():
+    x = np.float32([[1, 3, 2, 0], [4, 2, 1, 1], [0, 1, 5, 6], [2, 1, 8, 7]]).reshape(1, 4, 4, 1)
+    y, places = ops.max_pool(x, 2, return_indices=True)
+    same(y, [[4, 2], [2, 8]])
+    same(places, [[4, 2], [12, 14]])
+    same(ops.max_unpool(y, places, (4, 4)), [[0, 0, 2, 0], [4, 0, 0, 0], [0, 0, 0, 0], [2, 0, 8, 0]])
+    same(ops.bed_of_nails(y, 2), [[4, 0, 2, 0], [0, 0, 0, 0], [2, 0, 8, 0], [0, 0, 0, 0]])
+    same(ops.nearest_unpool(y, 2), [[4, 4, 2, 2], [4, 4, 2, 2], [2, 2, 8, 8], [2, 2, 8, 8]])
+
+
+def test_max_unpooling_writes_where_the_adjoint_adds():
+    x = np.float32([1, 2, 9, 4, 5]).reshape(1, 1, 5, 1)
+    pool = lambda x: ops.max_pool(x, (1, 3), stride=2, return_indices=True)
+    y, places = pool(x)
+    same(y, [9, 9])
+    same(places, [2, 2])  # both windows have their maximum at pixel 2
+    same(ops.max_unpool(y, places, (1, 5)), [0, 0, 9, 0, 0])
+    adjoint = jax.vjp(lambda x: ops.max_pool(x, (1, 3), stride=2), x)[1](y)[0]
+    same(adjoint, [0, 0, 18, 0, 0])
+
+
 def test_lax_conv_transpose_does_not_flip_by_default():
     y, k = signal(1, 10, 100), taps(1, 2, 3)
     same(jax.lax.conv_transpose(y, k, (1,), "VALID"), [3, 32, 321, 210, 100])
