@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Pictures are drawn at twice the size at which a page shows them.
 PAPER, INK, FAINT, RULE = (255, 255, 255), (28, 30, 36), (100, 105, 116), (208, 211, 218)
-SMALL, TEXT = 20, 24  # pixels
+SMALL, TEXT = 24, 28  # pixels
 
 
 @functools.lru_cache(maxsize=64)

@@ -26,7 +26,7 @@ def matrices(geometry: Case) -> Image.Image:
     """
     numbers = tap_numbers(geometry)
     matrix = np.asarray(ops.conv_matrix(numbers, geometry.size, **geometry.options)).astype(int)
-    cell = int(np.clip(2000 // sum(matrix.shape), 1, 52))
+    cell = int(np.clip(2000 // sum(matrix.shape), 1, 56))
     taps = colours.tap_colours(geometry.window).reshape(-1, 3)
     per_tap = numbers.size // len(taps)
     painted = np.where(matrix[..., None] > 0, taps[np.maximum(matrix - 1, 0) // per_tap], _BLANK)
@@ -54,11 +54,11 @@ def matrices(geometry: Case) -> Image.Image:
     left = layout.below(
         [
             layout.titled(m, f"M, {shape}:  y = M x is the convolution"),
-            layout.beside([kernel_picture(geometry), layout.paragraph(_matrix_words(geometry), 620)], align="middle"),
+            layout.beside([kernel_picture(geometry), layout.paragraph(_matrix_words(geometry), 700)], align="middle"),
         ],
         gap=48,
     )
-    right = layout.titled(transposed, "M.T:  M.T y is the transposed convolution", width=490)
+    right = layout.titled(transposed, "M.T:  M.T y is the transposed convolution", width=560)
     return layout.framed(layout.beside([left, right], gap=64))
 
 
@@ -74,7 +74,7 @@ def kernel_picture(geometry: Case) -> Image.Image:
     numbers, taps = tap_numbers(geometry), colours.tap_colours(geometry.window)
     single = geometry.kernel_shape[-2:] == (1, 1)
     words = draw.words(numbers.reshape(geometry.window).astype(int)) if single else _blank(geometry.window)
-    cell = int(np.clip(320 // max(geometry.window), 4, 52))
+    cell = int(np.clip(320 // max(geometry.window), 4, 56))
     return layout.titled(
         draw.cells(words, draw.image(taps, channels=True), cell), "kernel" if single else "kernel, taps by colour"
     )

@@ -10,7 +10,7 @@ from segjax.derivation.cases import Case, case
 from segjax.derivation.text import coverage
 from segjax.types import Array
 
-_MOST_COVERED = 560  # pixels of a side that are drawn
+_MOST_COVERED = 600  # pixels of a side that are drawn
 
 
 def checkerboard(geometry: Case) -> Image.Image:
@@ -35,7 +35,7 @@ def checkerboard(geometry: Case) -> Image.Image:
         "the border gets k / s taps per axis, 2 x 2 for a 4x4 kernel at stride 2, and the pattern is gone."
     )
     row = layout.beside(panels, gap=72)
-    return layout.framed(layout.below([row, layout.paragraph(words, max(row.width, 900))], gap=40))
+    return layout.framed(layout.below([row, layout.paragraph(words, max(row.width, 1000))], gap=40))
 
 
 def upsamplings() -> Image.Image:
@@ -65,13 +65,13 @@ def upsamplings() -> Image.Image:
         (ops.resize(pooled, size, method="bilinear"), "bilinear resize", "Half-pixel centres, edge values repeated."),
     ]
     first = [
-        _pixels(image, "the image, 8x8", "What was pooled.", 44),
-        _pixels(pooled, "max-pooled 2x2, 4x4", "What all five start from; the places of the maxima are kept.", 88),
+        _pixels(image, "the image, 8x8", "What was pooled.", 52),
+        _pixels(pooled, "max-pooled 2x2, 4x4", "What all five start from; the places of the maxima are kept.", 104),
     ]
-    panels = first + [_pixels(picture, title, words, 44) for picture, title, words in ways]
+    panels = first + [_pixels(picture, title, words, 52) for picture, title, words in ways]
     ends = np.linspace(0, 100, 6)
-    bar = layout.titled(draw.scale(colours.grey(ends, 0, 100), [f"{v:.0f}" for v in ends], cell=44), "grey value")
-    grid = [layout.beside(panels[:4], gap=56), layout.beside([*panels[4:], bar], gap=56)]
+    bar = layout.titled(draw.scale(colours.grey(ends, 0, 100), [f"{v:.0f}" for v in ends], cell=52), "grey value")
+    grid = [layout.beside(panels[:4], gap=48), layout.beside([*panels[4:], bar], gap=48)]
     return layout.framed(layout.below(grid, gap=48))
 
 
@@ -79,14 +79,14 @@ def _covered(geometry: Case, title: str) -> Image.Image:
     counts = draw.image(coverage(geometry))
     title += f", its first {_MOST_COVERED} pixels" * (max(counts.shape) > _MOST_COVERED)
     counts = counts[:_MOST_COVERED, :_MOST_COVERED]
-    cell = int(np.clip(_MOST_COVERED // max(counts.shape), 1, 56))
+    cell = int(np.clip(_MOST_COVERED // max(counts.shape), 1, 60))
     top = max(int(counts.max()), 1)
     # Zero is white: the lightest count that is drawn blue must differ from it.
     picture = draw.cells(draw.words(counts, zeros=True), colours.ramp(counts, 0, 1.35 * top), cell)
     shown = sorted({int(v) for v in np.unique(counts)})
     shown = shown if len(shown) <= 8 else [shown[i] for i in np.linspace(0, len(shown) - 1, 8).round().astype(int)]
     bar = draw.scale(colours.ramp(np.array(shown), 0, 1.35 * top), [str(v) for v in shown], title="taps", cell=32)
-    return layout.titled(layout.below([picture, bar], gap=16), title, [_phases(geometry)], width=500)
+    return layout.titled(layout.below([picture, bar], gap=16), title, [_phases(geometry)], width=560)
 
 
 def _words_of(geometry: Case) -> str:

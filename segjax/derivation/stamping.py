@@ -35,7 +35,7 @@ def stamping(geometry: Case) -> Image.Image:
     inside = tuple(slice(low, low + n) for (low, _), n in zip(small.pads, small.size, strict=True))
     top = max(int(np.sum(each, axis=0)[inside].max()), 1)
     columns = small.output[-1] + 2 * frame[-1]
-    cell = int(np.clip((1020 if small.rank == 2 else 2100) // columns, 4, 52))  # two steps in a row, or one
+    cell = int(np.clip((1010 if small.rank == 2 else 2100) // columns, 4, 56))  # two steps in a row, or one
     cards, total = [], np.zeros(frame, int)
     for i, stamp in zip(np.ndindex(small.output), each, strict=True):
         total = total + stamp
@@ -55,7 +55,7 @@ def stamping(geometry: Case) -> Image.Image:
     across = max(1, (2240 + 72) // (cards[0].width + 72))
     across = -(-len(cards) // -(-len(cards) // across))  # as many in each row
     rows = [layout.beside(cards[i : i + across], gap=72) for i in range(0, len(cards), across)]
-    head = [layout.titled(kernel_picture(small), ""), layout.paragraph(_stamping_words(geometry, small), 900)]
+    head = [layout.titled(kernel_picture(small), ""), layout.paragraph(_stamping_words(geometry, small), 1060)]
     ends = np.unique(np.linspace(0, top, 6).round())
     bar = draw.scale(colours.ramp(ends, 0, top), [f"{v:.0f}" for v in ends], title="value")
     return layout.framed(layout.below([layout.beside(head, align="middle"), *rows, bar], gap=44))

@@ -27,6 +27,8 @@ def legend(bounds: Mapping[str, float]) -> str:
             f"float64 loop over the definition. Bounds: {limits}.",
             *(f"  {column:<6}{meaning}" for column, meaning in CHECKS.values()),
             f"  -     left out: M has more than {MOST_DENSE:,} elements",
+            "A geometry's name: input size, kernel k, stride s, padding p (LOW,HIGH where they differ), dilation d,",
+            "groups g, input channels > output channels.",
         ]
     )
 

@@ -55,7 +55,7 @@ def test_the_matrix_and_its_transpose_hold_each_tap_as_often():
     picture = matrix.matrices(TEXTBOOK)
     for colour in colours.tap_colours((3, 3)).reshape(-1, 3):
         # 4 outputs x 2 matrices and once in the kernel; less the outlines and the number.
-        assert 9 * 40**2 < count(picture, colour) < 9 * 52**2
+        assert 9 * 43**2 < count(picture, colour) < 9 * 56**2
 
 
 @pytest.mark.parametrize("geometry", [GRID[7], GRID[14], case((24, 24), 5)], ids=lambda geometry: geometry.label)
@@ -90,12 +90,12 @@ def test_the_checkerboard_is_drawn():
     picture = pictures.checkerboard(case((9,), 3, stride=2))
     dark = colours.ramp(np.array([4.0]), 0, 1.35 * 4)[0]
     # Four taps reach 16 pixels of the 3x3 kernel's plane and 64 of the 4x4 kernel's.
-    assert 80 * 40**2 < count(picture, dark) < 82 * 57**2
+    assert 80 * 43**2 < count(picture, dark) < 82 * 60**2
 
 
 def test_the_upsamplings_are_drawn():
     picture = pictures.upsamplings()
-    assert 1400 < picture.width < 2200 and count(picture, (0, 0, 0)) > (48 + 48) * 38**2  # what two unpoolings leave
+    assert 1400 < picture.width < 2300 and count(picture, (0, 0, 0)) > (48 + 48) * 46**2  # what two unpoolings leave
 
 
 LINES = ["segjax.verify", "\n== The geometry ==\n\nM <is>", "\n== Errors ==\n\nrow", "\n== Result ==\n\nPASS"]
