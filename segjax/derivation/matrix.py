@@ -75,9 +75,7 @@ def kernel_picture(geometry: Case) -> Image.Image:
     single = geometry.kernel_shape[-2:] == (1, 1)
     words = draw.words(numbers.reshape(geometry.window).astype(int)) if single else _blank(geometry.window)
     cell = int(np.clip(320 // max(geometry.window), 4, 56))
-    return layout.titled(
-        draw.cells(words, draw.image(taps, channels=True), cell), "kernel" if single else "kernel, taps by colour"
-    )
+    return layout.titled(draw.cells(words, draw.image(taps, channels=True), cell), "kernel")
 
 
 def _matrix_words(geometry: Case) -> str:

@@ -105,7 +105,7 @@ def _phases(geometry: Case) -> str:
     axes = texts[0] if len(set(texts)) == 1 else f"rows {texts[0]}; columns {texts[1]}"
     if max(geometry.stride) == 1:
         return "Stride 1: every pixel inside the border gets every tap."
-    return f"Taps on an axis by pixel modulo the stride: {axes}. {'Even.' if even else 'Uneven.'}"
+    return f"Taps per axis, by pixel mod stride: {axes}. {'Even.' if even else 'Uneven.'}"
 
 
 def _pixels(image: Array, title: str, words: str, cell: int) -> Image.Image:
