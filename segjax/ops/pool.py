@@ -193,6 +193,7 @@ def _tap_maximum(x, geometry):
     return y
 
 
+@functools.partial(jax.jit, static_argnames="geometry")
 def _winner(x, geometry):
     """Number of the tap with the maximum, u kw + v: u8[B, H', W', C], or i32 where there are 255 taps or more."""
     # Apart from the maximum's own pass: XLA would write out every shared slice rather than read x twice (7 ms for 2).
@@ -213,6 +214,7 @@ def _winner(x, geometry):
     return winner
 
 
+@functools.partial(jax.jit, static_argnames="geometry")
 def _place(winner, geometry):
     """Flat index of the winning tap's pixel."""
     winner = jax.lax.optimization_barrier(winner)  # or it is found twice, for the row and for the column
@@ -232,6 +234,7 @@ def _place(winner, geometry):
     return row * geometry.input[1] + column
 
 
+@functools.partial(jax.jit, static_argnames="geometry")
 def _send(winner, g, geometry):
     """Sends g to the winners: a pixel sums the g of those windows that read it through the tap that won."""
     pairs_of_phase = list(phases(geometry.window, geometry.stride, geometry.pads, geometry.dilation))

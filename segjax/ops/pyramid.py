@@ -37,10 +37,11 @@ def adaptive_max_pool(x: Array, size: int | Sequence[int]) -> Array:
     fixed, places = jax.lax.stop_gradient(x), []
     for top, bottom in adaptive_bins(size[0], height):
         for left, right in adaptive_bins(size[1], width):
-            inside = fixed[:, top:bottom, left:right].reshape(batch, -1, channels)
+            area = (bottom - top) * (right - left)
+            inside = fixed[:, top:bottom, left:right].reshape(batch, area, channels)
             row, column = jnp.divmod(jnp.argmax(inside, axis=1), right - left)
             places.append((top + row) * width + left + column)
-    y = jnp.take_along_axis(x.reshape(batch, -1, channels), jnp.stack(places, axis=1), axis=1)
+    y = jnp.take_along_axis(x.reshape(batch, height * width, channels), jnp.stack(places, axis=1), axis=1)
     return y.reshape(batch, *size, channels)
 
 
@@ -72,4 +73,4 @@ def spatial_pyramid_pool(x: Array, levels: Sequence[int], *, reduce: str = "max"
         raise ValueError("levels=(): expected at least one number of bins per axis, such as (1, 2, 4)")
     levels = per_axis("levels", levels, len(levels))
     pool = adaptive_max_pool if reduce == "max" else adaptive_avg_pool
-    return jnp.concatenate([pool(x, level).reshape(x.shape[0], -1) for level in levels], axis=1)
+    return jnp.concatenate([pool(x, level).reshape(x.shape[0], level * level * x.shape[3]) for level in levels], axis=1)

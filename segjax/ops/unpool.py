@@ -109,6 +109,7 @@ def _factors(y: Array, factor: int | Sequence[int]) -> tuple[int, ...]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.jit, static_argnums=2)
 def _unpool(y, indices, size):
     scatter = functools.partial(_scatter, size=size)
     cell = tuple(_cell(n, m) for n, m in zip(size, y.shape[1:3], strict=True)) if y.size else (None,)
@@ -127,10 +128,10 @@ def _unpool_forward(y, indices, size):
 
 
 def _unpool_backward(size, indices, g):
-    batch, *_, channels = indices.shape
-    flat = indices.reshape(batch, -1, channels)
+    batch, height, width, channels = indices.shape
+    flat = indices.reshape(batch, height * width, channels)
     legal = (flat >= 0) & (flat < size[0] * size[1])
-    dy = jnp.take_along_axis(g.reshape(batch, -1, channels), jnp.where(legal, flat, 0), axis=1)
+    dy = jnp.take_along_axis(g.reshape(batch, size[0] * size[1], channels), jnp.where(legal, flat, 0), axis=1)
     return jnp.where(legal, dy, 0).reshape(indices.shape), None
 
 
@@ -138,10 +139,10 @@ _unpool.defvjp(_unpool_forward, _unpool_backward)
 
 
 def _scatter(y, indices, size):
-    batch, *_, channels = y.shape
+    batch, height, width, channels = y.shape
     pixels = size[0] * size[1]
     # A negative index would count from the end.
-    flat = jnp.where(indices < 0, pixels, indices).reshape(batch, -1, channels)
+    flat = jnp.where(indices < 0, pixels, indices).reshape(batch, height * width, channels)
     places = (jnp.arange(batch)[:, None, None], flat, jnp.arange(channels)[None, None, :])
     x = jnp.zeros((batch, pixels, channels), y.dtype)
     return x.at[places].set(y.reshape(flat.shape), mode="drop").reshape(batch, *size, channels)
