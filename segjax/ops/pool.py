@@ -98,7 +98,7 @@ def pool_pads(
     for n, k, s, p, d in zip(size, window, stride, padding, dilation, strict=True):
         span, high = d * (k - 1) + 1, p
         if ceil_mode:
-            windows = max(-(-(n + 2 * p - span) // s) + 1, 1)
+            windows = -(-(n + 2 * p - span) // s) + 1
             if (windows - 1) * s >= n + p:
                 windows -= 1
             high = max(p, (windows - 1) * s + span - n - p)
@@ -138,17 +138,20 @@ _maximum.defvjp(_maximum_forward, _maximum_backward)
 
 
 def _reduce_window(x, geometry):
-    # What the maximum starts from is a constant, since XLA knows the gradient of no other initial value.
-    lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     return jax.lax.reduce_window(
         x,
-        np.array(lowest, x.dtype),
+        _lowest(x.dtype),
         jax.lax.max,
         (1, *geometry.window, 1),
         (1, *geometry.stride, 1),
         ((0, 0), *geometry.pads, (0, 0)),
         window_dilation=(1, *geometry.dilation, 1),
     )
+
+
+def _lowest(dtype: np.dtype) -> np.generic:
+    """What a maximum starts from: a constant, since XLA knows the gradient of no other initial value."""
+    return np.array(-np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min, dtype)
 
 
 def _number_of_taps(geometry):
@@ -165,6 +168,12 @@ def _reads(geometry: Geometry, axis: int) -> tuple[HostArray, HostArray, HostArr
     first, last = np.maximum(-(start // d), 0), np.minimum((n - 1 - start) // d, k - 1)
     pixel = start + d * np.clip(np.arange(k)[:, None], first, last)
     return np.clip(pixel, 0, n - 1), first, first > last
+
+
+def _empty(geometry: Geometry) -> HostArray:
+    """Windows without a pixel, bool[1, H', W', 1]."""
+    rows, columns = (_reads(geometry, axis)[2] for axis in (0, 1))
+    return (rows[:, None] | columns[None, :])[None, :, :, None]
 
 
 def _pick(x: Array, index: HostArray, axis: int) -> Array:
@@ -185,12 +194,8 @@ def _values(x: Array, geometry: Geometry) -> Iterator[Array]:
 
 def _tap_maximum(x, geometry):
     y = functools.reduce(jnp.maximum, _values(x, geometry))
-    rows, columns = (_reads(geometry, axis)[2] for axis in (0, 1))
-    if rows.any() or columns.any():
-        empty = (rows[:, None] | columns[None, :])[None, :, :, None]
-        lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-        y = jnp.where(empty, jnp.array(lowest, x.dtype), y)
-    return y
+    empty = _empty(geometry)
+    return jnp.where(empty, _lowest(x.dtype), y) if empty.any() else y
 
 
 @functools.partial(jax.jit, static_argnames="geometry")
@@ -205,6 +210,8 @@ def _winner(x, geometry):
     for number, value in enumerate(values, start=1):
         take = ~(value <= best)
         best, winner = jnp.where(take, value, best), jnp.where(take, dtype(number), winner)
+    if (empty := _empty(geometry)).any():
+        winner = jnp.where(empty, dtype(0), winner)
     first_rows, first_columns = (_reads(geometry, axis)[1].astype(dtype) for axis in (0, 1))
     if first_rows.any() or first_columns.any():
         # A tap before the image read what the first one inside reads, and came earlier: the win is that one's.

@@ -181,6 +181,7 @@ def test_max_pool_equals_pytorch(golden_dir):
         (2, {"stride": 0}, "stride=0"),
         (2, {"dilation": (1, 0)}, r"dilation=\(1, 0\)"),
         (9, {}, "spans 9 pixels"),
+        (8, {"ceil_mode": True, "stride": 3}, "spans 8 pixels, more than the 5"),
     ],
 )
 def test_static_options_are_checked(window, options, message):
