@@ -129,13 +129,20 @@ def test_coverage_is_the_transpose_of_ones(k, s, d):
     np.testing.assert_array_equal(x[0, :, 0], np.bincount(places, minlength=x.shape[1]))
 
 
-def test_a_constant_stays_constant_where_every_phase_sums_alike():
-    y = np.full((1, 6, 1), 2, np.float32)
-    even = np.float32([1, 5, 4, 0])[:, None, None]  # taps 0 and 2 sum to 5, taps 1 and 3 too
-    uneven = np.float32([1, 2, 3, 4])[:, None, None]  # 4 and 6
-    np.testing.assert_array_equal(ops.conv_transpose(y, even, stride=2)[0, 2:-2, 0], 10)
-    x = ops.conv_transpose(y, uneven, stride=2)[0, 2:-2, 0]
-    np.testing.assert_array_equal(x, np.resize([8, 12], x.shape))
+@pytest.mark.parametrize(
+    ("kernel", "values"),
+    [((1, 5, 4, 0), (10, 10)), ((1, 2, 1), (4, 4)), ((1, 2, 3, 4), (8, 12)), ((1, 1, 1), (4, 2))],
+)
+def test_a_constant_stays_constant_where_every_phase_sums_alike(kernel, values):
+    x = ops.conv_transpose(np.full((1, 6, 1), 2, np.float32), np.float32(kernel)[:, None, None], stride=2)
+    np.testing.assert_array_equal(x[0, 2:-2, 0], np.resize(values, x.shape[1] - 4))
+    assert values == tuple(2 * sum(kernel[phase::2]) for phase in (0, 1))
+
+
+def test_random_taps_have_a_variance_by_coverage():
+    kernels = draw((3, 1, 4000))  # from one channel to 4000 that stand for as many draws
+    x = ops.conv_transpose(np.ones((1, 5, 1), np.float32), kernels.transpose(0, 2, 1), stride=2)
+    np.testing.assert_allclose(np.var(x[0, 2:-2], axis=1), np.resize([2, 1], x.shape[1] - 4), rtol=0.1)
 
 
 @pytest.mark.parametrize("factor", [(2, 2), (3, 2)])
