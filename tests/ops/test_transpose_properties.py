@@ -1,5 +1,6 @@
 """General statements of segjax/ops/README.md about the transposed convolution, checked over ranges of geometries."""
 
+import functools
 import itertools
 import math
 
@@ -162,21 +163,22 @@ def test_poolings_and_unpoolings_that_are_convolutions(factor):
 PADDINGS = [((0, 0), (0, 0)), ((1, 0), (2, 1))]
 
 
-@pytest.mark.parametrize(("k", "s"), [(3, 1), (4, 2), (5, 3)])
-def test_lax_conv_transpose_in_these_terms(k, s):
+@pytest.mark.parametrize(("k", "s", "d"), [(3, 1, 2), (4, 2, 1), (5, 3, 1)])
+def test_lax_conv_transpose_in_these_terms(k, s, d):
     y, kernel = draw((2, 4, 5, 3)), draw((k, k, 2, 3), 1)
     flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    lax = functools.partial(jax.lax.conv_transpose, y, strides=(s, s), rhs_dilation=(d, d))
+    ours = functools.partial(ops.conv_transpose, y, kernel, stride=s, dilation=d)
     for pads in PADDINGS:
-        mine = ops.conv_transpose(y, kernel, stride=s, padding=pads)
-        theirs = [(k - 1 - low, k - 1 - high) for low, high in pads]
+        theirs = [(d * (k - 1) - low, d * (k - 1) - high) for low, high in pads]
         for there in (
-            jax.lax.conv_transpose(y, flipped, (s, s), theirs),
-            jax.lax.conv_transpose(y, kernel, (s, s), theirs, transpose_kernel=True),
-            jax.lax.conv_transpose(y, kernel, (s, s), pads, transpose_kernel=True, use_consistent_padding=True),
+            lax(flipped, padding=theirs),
+            lax(kernel, padding=theirs, transpose_kernel=True),
+            lax(kernel, padding=pads, transpose_kernel=True, use_consistent_padding=True),
         ):
-            np.testing.assert_allclose(mine, there, atol=1e-5)
-    same = jax.lax.conv_transpose(y, kernel, (s, s), "SAME", transpose_kernel=True)
-    np.testing.assert_allclose(ops.conv_transpose(y, kernel, stride=s, padding="same"), same, atol=1e-5)
+            np.testing.assert_allclose(ours(padding=pads), there, atol=1e-5)
+    same = lax(kernel, padding="SAME", transpose_kernel=True)
+    np.testing.assert_allclose(ours(padding="same"), same, atol=1e-5)
 
 
 @pytest.mark.parametrize("transpose_kernel", [False, True])
