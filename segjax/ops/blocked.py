@@ -36,9 +36,12 @@ def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
     strips, outputs = _strips(x, geometry), kernel.shape[3]
     matrices = _split(kernel, geometry).transpose(1, 3, 4, 0, 2, 5)
     matrices = matrices.reshape(geometry.stride[0], strips.shape[4], rows * columns * outputs)
-    products = sum(_flat(strips, row) @ matrices[row] for row in range(geometry.stride[0]))
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # sums of bfloat16 products are rounded once, at the end
+    pairs = ((_flat(strips, row), matrices[row]) for row in range(geometry.stride[0]))
+    products = sum(jnp.matmul(strip, matrix, preferred_element_type=wide) for strip, matrix in pairs)
     products = products.reshape(*strips.shape[:2], strips.shape[3], rows, columns, outputs)
-    return sum(products[:, a : a + height, b : b + width, a, b] for a in range(rows) for b in range(columns))
+    y = sum(products[:, a : a + height, b : b + width, a, b] for a in range(rows) for b in range(columns))
+    return y.astype(x.dtype)
 
 
 def transpose(y: Array, kernel: Array, geometry: Geometry) -> Array:

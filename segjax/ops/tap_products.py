@@ -30,16 +30,18 @@ def transpose(y: Array, kernel: Array, geometry: Geometry) -> Array:
     Returns:
         [B, H, W, Cin].
     """
-    sent = jnp.einsum("bijo,tco->bijtc", y, kernel.reshape(-1, *kernel.shape[2:]))
+    wide = jnp.promote_types(y.dtype, jnp.float32)  # sums of bfloat16 products are rounded once, at the end
+    taps = kernel.reshape(-1, *kernel.shape[2:])
+    sent = jnp.einsum("bijo,tco->bijtc", y, taps, preferred_element_type=wide)
     quotient = tuple(-(-n // s) for n, s in zip(geometry.input, geometry.stride, strict=True))
     parts = []
     for pairs in phases(geometry.window, geometry.stride, geometry.pads, geometry.dilation):
-        part = jnp.zeros((y.shape[0], *quotient, kernel.shape[2]), y.dtype)
+        part = jnp.zeros((y.shape[0], *quotient, kernel.shape[2]), wide)
         for (u, v), offset in pairs:
             edges = [(-o, q + o - m, 0) for o, q, m in zip(offset, quotient, geometry.output, strict=True)]
             tap = sent[:, :, :, u * geometry.window[1] + v]
-            part += jax.lax.pad(tap, jnp.zeros((), y.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-        parts.append(part)
+            part += jax.lax.pad(tap, jnp.zeros((), wide), [(0, 0, 0), *edges, (0, 0, 0)])
+        parts.append(part.astype(y.dtype))
     shape = (y.shape[0], *geometry.input, kernel.shape[2])
     return interleave(parts, geometry.stride, shape)
 
