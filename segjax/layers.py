@@ -288,7 +288,7 @@ class Dropout(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm, activation (None: linear)."""
+    """Convolution, batch norm, activation (None: linear); a bias before the norm only where published weights have one."""
 
     features: int
     size: int = 1
@@ -297,11 +297,12 @@ class ConvNorm(nn.Module):
     groups: int = 1
     activation: Callable[[Array], Array] | None = jax.nn.relu
     axis_name: str | None = None
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps [B, H, W, Cin] to [B, ceil(H / stride), ceil(W / stride), features]."""
-        x = Conv(self.features, self.size, self.stride, self.dilation, self.groups, name="conv")(x)
+        x = Conv(self.features, self.size, self.stride, self.dilation, self.groups, self.bias, name="conv")(x)
         x = BatchNorm(axis_name=self.axis_name, name="norm")(x, train=train)
         return x if self.activation is None else self.activation(x)
 
