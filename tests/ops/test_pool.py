@@ -62,7 +62,7 @@ def scatter(index, g, shape):
     return dx.reshape(shape)
 
 
-def check(x, geometry):
+def assert_equals_definition(x, geometry):
     """Value, index and gradient of one geometry."""
     value, index = reference(x, geometry)
     options = dict(zip(("window", "stride", "padding", "dilation", "ceil_mode"), geometry, strict=True))
@@ -89,7 +89,7 @@ def test_maximum_index_and_gradient(geometry, ties):
     x = np.random.default_rng(0).standard_normal((2, *geometry[0], 3), np.float32)
     if ties:
         x = np.round(x)  # a handful of values: most windows hold their maximum more than once
-    check(x, geometry[1:])
+    assert_equals_definition(x, geometry[1:])
 
 
 @settings(max_examples=25, derandomize=True, deadline=None)
@@ -102,7 +102,7 @@ def test_drawn_geometries(data):
     assume(all(n + 2 * p >= span for n, p, span in zip(size, padding, spans, strict=True)))
     geometry = (window, stride, padding, dilation, data.draw(st.booleans()))
     assume(all(place for row in windows(size, geometry) for place in row))
-    check(np.random.default_rng(2).integers(-2, 3, (2, *size, 2)).astype(np.float32), geometry)
+    assert_equals_definition(np.random.default_rng(2).integers(-2, 3, (2, *size, 2)).astype(np.float32), geometry)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)

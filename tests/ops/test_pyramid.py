@@ -55,6 +55,12 @@ def test_gradient_goes_to_the_first_maximum():
     np.testing.assert_array_equal(gradient.ravel(), [0, 11, 0])
 
 
+def test_a_nan_is_the_maximum_of_its_bins():
+    x = np.arange(9, dtype=np.float32).reshape(1, 3, 3, 1)
+    x[0, 0, 1] = np.nan
+    np.testing.assert_array_equal(ops.adaptive_max_pool(x, 2).ravel(), [np.nan, np.nan, 7, 8])
+
+
 def test_wrong_arguments():
     x = np.ones((1, 4, 4, 1), np.float32)
     for arguments, options, message in (
