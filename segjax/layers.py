@@ -288,7 +288,7 @@ class Dropout(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm, activation (None: linear); a bias before the norm only where published weights have one."""
+    """Convolution, batch norm, activation (None: linear); a bias before the norm, where published weights have one."""
 
     features: int
     size: int = 1
