@@ -8,8 +8,8 @@ by y, x and k gives three maps:
     conv_kernel_gradient(x, y)     by k
 
 The derivatives of each of the three are the other two. Stated so, gradients of every order are plain convolutions:
-XLA's own gradient of a dilated convolution's kernel took 950 ms on two cores where this takes 20
-(4x30x30x128, 4x4 taps, stride 2).
+XLA's own gradient of a dilated convolution's kernel took 1.9 s on two cores where this took 24 ms (4x30x30x128, 4x4
+taps, stride 2).
 """
 
 import functools
