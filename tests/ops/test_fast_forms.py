@@ -11,6 +11,7 @@ from segjax import ops
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((8, 7, 6, 4), np.float32)
 DEPTHWISE = RNG.standard_normal((3, 3, 1, 4), np.float32)
+LARGE_DEPTHWISE = RNG.standard_normal((5, 5, 1, 4), np.float32)
 POINTWISE = RNG.standard_normal((1, 1, 4, 5), np.float32)
 
 
@@ -29,6 +30,9 @@ FORMS = {
     "depthwise": (lambda x, k: ops.conv(x, k, padding=1, groups=4), lambda x, k: plain_conv(x, k, 1, 1, 4), DEPTHWISE),
     "depthwise, stride 2": (lambda x, k: ops.conv(x, k, stride=2, padding=1, groups=4),
                             lambda x, k: plain_conv(x, k, 2, 1, 4), DEPTHWISE),
+    "depthwise, one loop": (lambda x, k: ops.conv(x, k, groups=4), lambda x, k: plain_conv(x, k, 1, 0, 4), DEPTHWISE),
+    "depthwise, 25 taps": (lambda x, k: ops.conv(x, k, padding=1, groups=4),
+                           lambda x, k: plain_conv(x, k, 1, 1, 4), LARGE_DEPTHWISE),
     "pointwise": (lambda x, k: ops.conv(x, k), lambda x, k: plain_conv(x, k, 1, 0, 1), POINTWISE),
     "max pool": (lambda x, k: ops.max_pool(x, 3, stride=2, padding=1), plain_pool, np.zeros(1, np.float32)),
 }  # fmt: skip
