@@ -27,6 +27,7 @@ class Case:
     def name(self) -> str:
         """The operation's name and its shape."""
         geometry = f"x{self.factor}" if self.factor > 1 else f"k{self.window} s{self.stride} p{self.padding}"
+        geometry += f"+{self.output_padding}" * (self.output_padding > 0)
         return f"{self.kind} {geometry} {'x'.join(map(str, self.x))}" + (f"->{self.out}" if self.out else "")
 
     @property
