@@ -2,7 +2,7 @@
 
 A backbone is a linen module, ``module(image, train=train) -> {"stride_2", "stride_4", ..., "out"}``: ``stride_s`` is
 the last map [B, ceil(H / s), ceil(W / s), C] of stride s before the last stage, and ``out`` is the last stage's map,
-at ``output_stride``.
+at ``output_stride``. VGG and AlexNet, as published, round sizes down; their files say what they offer besides.
 """
 
 import importlib
