@@ -298,12 +298,13 @@ class ConvNorm(nn.Module):
     activation: Callable[[Array], Array] | None = jax.nn.relu
     axis_name: str | None = None
     bias: bool = False
+    epsilon: float = 1e-5  # of the norm
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps [B, H, W, Cin] to [B, ceil(H / stride), ceil(W / stride), features]."""
         x = Conv(self.features, self.size, self.stride, self.dilation, self.groups, self.bias, name="conv")(x)
-        x = BatchNorm(axis_name=self.axis_name, name="norm")(x, train=train)
+        x = BatchNorm(epsilon=self.epsilon, axis_name=self.axis_name, name="norm")(x, train=train)
         return x if self.activation is None else self.activation(x)
 
 

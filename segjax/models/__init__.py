@@ -1,4 +1,7 @@
-"""Segmentation models, one family a file: ``models.build("deeplab", num_classes=K)`` finds ``deeplab.Model``."""
+"""Segmentation models, one family a file: ``models.build("deeplab", num_classes=K)`` finds ``deeplab.Model``.
+
+A file whose name starts with an underscore holds parts of models, and is no model.
+"""
 
 import importlib
 import pkgutil
@@ -9,8 +12,8 @@ from segjax.types import InputError
 
 
 def known() -> list[str]:
-    """Returns the names of the models: the files of this folder."""
-    return sorted(file.name for file in pkgutil.iter_modules(__path__))
+    """Returns the names of the models: the files of this folder, but for those that start with an underscore."""
+    return sorted(file.name for file in pkgutil.iter_modules(__path__) if not file.name.startswith("_"))
 
 
 def build(name: str, *, num_classes: int, axis_name: str | None = None, **options: Any) -> layers.Network:
