@@ -1,0 +1,243 @@
+"""U-Net: a contracting path, and an expanding one that joins each level's maps to the enlarged ones from below.
+
+Three variants: the paper's valid convolutions, whose logits lack a margin of the image; the same with padding, logits
+as large as the image; and a decoder like it on any backbone, as segmentation_models_pytorch's Unet.
+
+Source: Ronneberger, Fischer & Brox 2015, U-Net: Convolutional Networks for Biomedical Image Segmentation,
+https://arxiv.org/abs/1505.04597.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from segjax import backbones, layers, ops
+from segjax.types import Array, InputError, Outputs
+
+LEGAL = {
+    "variant": ("paper", "padded", "backbone"),
+    "output": ("mirror", "native"),
+    "norm": ("none", "batch"),
+    "dtype": ("float32", "bfloat16"),
+}
+LEAST = {"num_classes": 1, "depth": 1, "base_width": 1}
+
+
+class Sizes(NamedTuple):
+    """The image sizes of one axis that a network takes: least, least + step, least + 2 step, ...
+
+    Attributes:
+        least: the smallest, pixels.
+        step: pixels from one to the next.
+        margin: pixels at either end of the image that have no logits: pixel i of the logits is pixel i + margin.
+    """
+
+    least: int
+    step: int
+    margin: int
+
+    def output(self, size: int) -> int:
+        """Returns the logits' pixels of an image of ``size`` pixels.
+
+        Raises:
+            ValueError: the network does not take such an image; the message names the two nearest sizes it takes.
+        """
+        below = max(size - self.least, 0) // self.step * self.step + self.least
+        if size != below:
+            raise ValueError(f"an image of {size} pixels: the nearest sizes are {below} and {below + self.step}")
+        return size - 2 * self.margin
+
+    def covering(self, output: int) -> int:
+        """Returns the smallest image size whose logits have at least ``output`` pixels."""
+        return self.least + max(-(-(output + 2 * self.margin - self.least) // self.step), 0) * self.step
+
+
+def valid_sizes(depth: int) -> Sizes:
+    """Solves the legal sizes of the paper's network, on which every 2x2 pool sees an even number of pixels.
+
+    With n_i pixels entering level i of the contracting path and o_i leaving it on the expanding one, two 3x3
+    convolutions take 4 pixels each time: n_i = 2 n_{i+1} + 4, o_i = 2 o_{i+1} - 4, and o_d = n_d - 4 at the bottom.
+    Hence n_0 = 2^d n_d + 4 (2^d - 1) and o_0 = n_0 - 2 (6 * 2^d - 4), with the least n_d for which o_0 > 0.
+
+    Args:
+        depth: d, the number of poolings; 4 in the paper: 572 pixels give 388.
+    Returns:
+        the sizes; at depth 4 least 188, step 16, margin 92.
+    Source: figure 1, and section 2: "it is important to select the input tile size such that all 2x2 max-pooling
+    operations are applied to a layer with an even x- and y-size".
+    """
+    step, margin = 2**depth, 6 * 2**depth - 4
+    bottom = -(-(4 * (step - 1) + 1) // step) + 4
+    return Sizes(step * bottom + 4 * (step - 1), step, margin)
+
+
+class Convs(nn.Module):
+    """Two 3x3 convolutions, each followed by a ReLU, with batch norm before it if asked for."""
+
+    features: int
+    valid: bool = False
+    norm: str = "batch"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps [B, H, W, C] to [B, H, W, features], valid: [B, H - 4, W - 4, features]."""
+        for name in ("conv1", "conv2"):
+            x = ConvRelu(self.features, self.valid, self.norm, self.axis_name, name=name)(x, train=train)
+        return x
+
+
+class ConvRelu(nn.Module):
+    """A 3x3 convolution, drawn by the fan-in (section 3 of the paper); batch norm replaces its bias."""
+
+    features: int
+    valid: bool
+    norm: str
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps [B, H, W, C] to [B, H, W, features], valid: [B, H - 2, W - 2, features]."""
+        deviation, padding = (2 / (9 * x.shape[-1])) ** 0.5, 0 if self.valid else 1
+        bias = self.norm == "none"
+        x = layers.Conv(self.features, 3, bias=bias, deviation=deviation, padding=padding, name="conv")(x)
+        if self.norm == "batch":
+            x = layers.BatchNorm(axis_name=self.axis_name, name="norm")(x, train=train)
+        return jax.nn.relu(x)
+
+
+class Model(layers.Network):
+    """U-Net.
+
+    Attributes:
+        num_classes: K.
+        variant: "paper" (valid convolutions), "padded" (its 3x3 convolutions padded by 1; any image size: pools round
+            up and up-convolutions are cropped to the skip), or "backbone" (segmentation_models_pytorch's Unet).
+        output: of "paper". "mirror" continues the image by reflection, so that the logits have its size, whatever it
+            is: low ends by the margin, high ends up to the next legal size. "native" takes legal sizes only, and gives
+            logits without the margins (``sizes``).
+        depth: poolings of "paper" and "padded".
+        base_width: channels of their first level; each level below has twice as many (1024 at the paper's bottom).
+        norm: "none" or "batch", before each of their ReLUs.
+        dropout: rate at the end of their contracting path, on the maps of its last two levels.
+        backbone: a name that ``backbones.build`` knows, for "backbone".
+        width: a factor of its channel counts.
+        decoder_channels: of the five decoder blocks on it, from stride 16 to stride 1.
+        dtype: "float32" or "bfloat16", of the computation; parameters, statistics and logits are float32.
+        axis_name: pmap's axis.
+    """
+
+    num_classes: int
+    variant: str = "paper"
+    output: str = "mirror"
+    depth: int = 4
+    base_width: int = 64
+    norm: str = "none"
+    dropout: float = 0.5
+    backbone: str = "resnet34"
+    width: float = 1.0
+    decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
+    dtype: str = "float32"
+    axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the options; InputError for a value that is not legal."""
+        backbones.find(self.backbone)
+        for name, legal in LEGAL.items():
+            if getattr(self, name) not in legal:
+                raise InputError(f"{name}={getattr(self, name)!r} of model 'unet': expected one of {legal}")
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)!r} of model 'unet': expected at least {least}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout={self.dropout!r} of model 'unet': expected 0 <= rate < 1")
+        if not 0 < self.width < float("inf"):
+            raise InputError(f"width={self.width!r} of model 'unet': expected a factor above 0")
+        if len(self.decoder_channels) != 5 or min(self.decoder_channels) < 1:
+            raise InputError(f"decoder_channels={self.decoder_channels!r} of model 'unet': expected five, at least 1")
+        super().__post_init__()
+
+    @property
+    def sizes(self) -> Sizes:
+        """The image sizes this network takes as they are, without mirroring, and the margin its logits lack."""
+        return valid_sizes(self.depth) if self.variant == "paper" else Sizes(least=1, step=1, margin=0)
+
+    @nn.compact
+    def __call__(self, image: Array, *, train: bool = False, targets: Mapping[str, Array] | None = None) -> Outputs:
+        """Maps an image to class scores.
+
+        Args:
+            image: f32[B, H, W, C], normalised; H, W >= 1, or legal sizes with the paper's native output.
+            train: batch norm uses the batch's statistics, and dropout is on.
+            targets: unused.
+        Returns:
+            {"logits": f32[B, H, W, K]}; native: [B, H - 2 margin, W - 2 margin, K].
+        Raises:
+            ValueError: an illegal size with native output; the message names the two nearest legal ones.
+        """
+        del targets
+        x, (height, width) = image.astype(self.dtype), image.shape[1:3]
+        if self.variant == "backbone":
+            return {"logits": _on_backbone(self, x, train).astype(jnp.float32)}
+        if self.variant == "paper" and self.output == "mirror":
+            x = _mirrored(x, self.sizes)
+        elif self.variant == "paper":
+            height, width = (self.sizes.output(size) for size in (height, width))
+        x = _contract_and_expand(self, x, train)
+        return {"logits": x[:, :height, :width].astype(jnp.float32)}
+
+
+def _mirrored(x: Array, sizes: Sizes) -> Array:
+    """Continues an image by reflection about its outermost pixels to a legal size whose logits cover it."""
+    ends = ((sizes.margin, sizes.covering(size) - size - sizes.margin) for size in x.shape[1:3])
+    return jnp.pad(x, ((0, 0), *ends, (0, 0)), mode="reflect")
+
+
+def _contract_and_expand(model: Model, x: Array, train: bool) -> Array:
+    """The paper's network, valid or padded."""
+    valid, skips = model.variant == "paper", []
+    for level in range(model.depth + 1):
+        if level:
+            # An axis of one pixel stays as it is.
+            x = ops.max_pool(x, tuple(min(2, n) for n in x.shape[1:3]), stride=2, ceil_mode=not valid)
+        features = model.base_width * 2**level
+        x = Convs(features, valid, model.norm, model.axis_name, name=f"down{level}")(x, train=train)
+        if level >= model.depth - 1:
+            x = layers.Dropout(model.dropout, model.axis_name, name=f"dropout{level}")(x, train=train)
+        skips.append(x)
+    x = skips.pop()
+    for level in reversed(range(model.depth)):
+        features, skip = model.base_width * 2**level, skips.pop()
+        x = layers.ConvTranspose(features, bias=True, name=f"up{level}")(x)
+        if valid:
+            skip = _centre(skip, x.shape[1:3])
+        x = jnp.concatenate([x[:, : skip.shape[1], : skip.shape[2]], skip], axis=-1)
+        x = Convs(features, valid, model.norm, model.axis_name, name=f"merge{level}")(x, train=train)
+    return layers.Conv(model.num_classes, bias=True, deviation=(2 / x.shape[-1]) ** 0.5, name="head")(x)
+
+
+def _centre(x: Array, size: tuple[int, int]) -> Array:
+    """Crops the middle of an image; what is cut off is even."""
+    top, left = ((n - m) // 2 for n, m in zip(x.shape[1:3], size, strict=True))
+    return x[:, top : top + size[0], left : left + size[1]]
+
+
+def _on_backbone(model: Model, image: Array, train: bool) -> Array:
+    """The decoder of segmentation_models_pytorch's Unet: each block enlarges to the next finer map and joins it."""
+    maps = backbones.build(model.backbone, width=model.width, axis_name=model.axis_name, name="backbone")(
+        image, train=train
+    )
+    x = maps["out"]
+    if model.backbone.startswith("vgg"):
+        x = Convs(x.shape[-1], axis_name=model.axis_name, name="center")(x, train=train)
+    for number, (features, stride) in enumerate(zip(model.decoder_channels, (16, 8, 4, 2, 1), strict=True), start=1):
+        skip = maps.get(f"stride_{stride}") if stride > 1 else None  # no skip at the image's own resolution
+        size = tuple(-(-n // stride) for n in image.shape[1:3]) if skip is None else skip.shape[1:3]
+        x = ops.resize(x, size, method="nearest")
+        x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+        x = Convs(features, axis_name=model.axis_name, name=f"decoder{number}")(x, train=train)
+    deviation = (2 / (9 * x.shape[-1])) ** 0.5
+    return layers.Conv(model.num_classes, 3, bias=True, deviation=deviation, name="head")(x)
