@@ -162,7 +162,10 @@ class Model(layers.Network):
 
     @property
     def sizes(self) -> Sizes:
-        """The image sizes this network takes as they are, without mirroring, and the margin its logits lack."""
+        """The image sizes this network takes as they are, without mirroring, and the margin its logits lack.
+
+        A backbone may have a least size of its own (VGG 32, AlexNet 63).
+        """
         return valid_sizes(self.depth) if self.variant == "paper" else Sizes(least=1, step=1, margin=0)
 
     @nn.compact
@@ -176,7 +179,8 @@ class Model(layers.Network):
         Returns:
             {"logits": f32[B, H, W, K]}; native: [B, H - 2 margin, W - 2 margin, K].
         Raises:
-            ValueError: an illegal size with native output; the message names the two nearest legal ones.
+            ValueError: an illegal size with native output; the message names the two nearest legal ones. An image too
+                small for the backbone.
         """
         del targets
         x, (height, width) = image.astype(self.dtype), image.shape[1:3]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from drawn import draw
 
-from segjax import models
+from segjax import backbones, models
 from segjax.models import unet
 from segjax.types import InputError
 
@@ -231,6 +231,28 @@ def test_blocks_enlarge_to_the_skip():
     assert [inner[f"decoder{number}"]["__call__"][0].shape[1:] for number in range(1, 6)] == [
         (5, 4, 256), (10, 7, 128), (19, 13, 64), (38, 25, 32), (75, 49, 16)
     ]  # fmt: skip
+
+
+def one_of_each_family():
+    """The first name of each class of backbone."""
+    return {module: name for name, (module, _) in reversed(backbones.known().items())}.values()
+
+
+@pytest.mark.parametrize("backbone", one_of_each_family())
+def test_on_every_family_of_backbones(backbone):
+    """Logits of the image's size; only VGG's has two more convolutions at the bottom."""
+    module = models.build("unet", num_classes=2, variant="backbone", backbone=backbone, width=0.125)
+    image = jnp.zeros((1, 75, 97, 3))
+    variables = shapes(module, image.shape)
+    assert jax.eval_shape(module.apply, variables, image)["logits"].shape == (1, 75, 97, 2)
+    assert ("center" in variables["params"]) == backbone.startswith("vgg")
+
+
+def test_parameter_counts_of_segmentation_models_pytorch():
+    """smp.Unet(encoder, classes=21); that of resnet34 is in the table of models."""
+    for backbone, count in {"mobilenet_v2": 6_631_845, "vgg16": 23_751_141, "vgg16_bn": 23_759_589}.items():
+        module = models.build("unet", num_classes=21, variant="backbone", backbone=backbone)
+        assert parameters(module, (1, 64, 64, 3)) == count
 
 
 def test_illegal_options():
