@@ -1,4 +1,9 @@
-"""ResNet-18, 34, 50 and 101, the stride of a bottleneck in its 3x3 convolution (v1.5, as torchvision), dilatable."""
+"""ResNet-18 to 152, dilatable.
+
+A bottleneck strides in its 3x3 convolution (torchvision, timm, segmentation_models_pytorch), or, in the variants
+"resnet50_v1" and so on, in its first 1x1 convolution, as in the paper and in the weights that its authors published for
+Caffe. Kernels have the same shapes either way, so that weights of the other kind load and give other numbers.
+"""
 
 import functools
 
@@ -6,7 +11,9 @@ import flax.linen as nn
 import jax
 
 from segjax import backbones, layers, ops
-from segjax.types import Array
+from segjax.types import Array, InputError
+
+STRIDE_PLACES = ("3x3", "1x1")
 
 
 class Block(nn.Module):
@@ -20,6 +27,7 @@ class Block(nn.Module):
     stride: int = 1
     dilations: tuple[int, int] = (1, 1)  # of the 3x3 convolutions: the strided one, and the one after it
     axis_name: str | None = None
+    stride_place: str = "3x3"
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -28,8 +36,9 @@ class Block(nn.Module):
         first, second = self.dilations
         features = self.channels * (4 if self.bottleneck else 1)
         if self.bottleneck:
-            y = conv(self.channels, name="conv1")(x, train=train)
-            y = conv(self.channels, 3, self.stride, first, name="conv2")(y, train=train)
+            pointwise, spatial = (self.stride, 1) if self.stride_place == "1x1" else (1, self.stride)
+            y = conv(self.channels, 1, pointwise, name="conv1")(x, train=train)
+            y = conv(self.channels, 3, spatial, first, name="conv2")(y, train=train)
             y = conv(features, activation=None, name="conv3")(y, train=train)
         else:
             y = conv(self.channels, 3, self.stride, first, name="conv1")(x, train=train)
@@ -49,8 +58,12 @@ class ResNet(nn.Module):
         width: a factor of every channel count.
         dilate_first_block: see ``backbones.geometry``.
         axis_name: pmap's axis, for batch norm.
+        stride_place: "3x3" or "1x1", the convolution of a bottleneck that strides.
+        cascade: how many copies of the fourth stage follow it, each to stride by 2, or dilated in place of it.
+        multi_grid: factors of the dilations of the fourth stage's blocks (and of its copies'), () for ones: (1, 2, 4).
 
-    Source: He et al. 2016, table 1, https://arxiv.org/abs/1512.03385.
+    Source: He et al. 2016, table 1, https://arxiv.org/abs/1512.03385; cascade and multi-grid: Chen et al. 2017
+    (DeepLabv3), sections 3.2.1 and 3.2.2, https://arxiv.org/abs/1706.05587.
     """
 
     blocks: tuple[int, ...]
@@ -59,6 +72,21 @@ class ResNet(nn.Module):
     width: float = 1.0
     dilate_first_block: bool = False
     axis_name: str | None = None
+    stride_place: str = "3x3"
+    cascade: int = 0
+    multi_grid: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the options; InputError for a value that is not legal."""
+        if self.stride_place not in STRIDE_PLACES:
+            raise InputError(f"stride_place={self.stride_place!r} of a ResNet: expected one of {STRIDE_PLACES}")
+        if self.cascade < 0:
+            raise InputError(f"cascade={self.cascade!r} of a ResNet: expected 0 copies of its last stage, or more")
+        blocks = self.blocks[-1]
+        if self.multi_grid and (len(self.multi_grid) != blocks or min(self.multi_grid) < 1):
+            example = f"such as {(1, 2, 4)[:blocks]}, or () for ones"
+            raise InputError(f"multi_grid={self.multi_grid!r} of a ResNet: expected {blocks} factors from 1, {example}")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool) -> dict[str, Array]:
@@ -68,26 +96,33 @@ class ResNet(nn.Module):
         features = {"stride_2": x}
         x = ops.max_pool(x, 3, stride=2, padding=1)
         reached = 4
-        stages = backbones.geometry((4, 2, 2, 2), self.output_stride, self.dilate_first_block)
+        strides = (4, 2, 2, 2, *self.cascade * (2,))
+        stages = backbones.geometry(strides, self.output_stride, self.dilate_first_block)
         for stage, (stride, first, others) in enumerate(stages, start=1):
             stride = 1 if stage == 1 else stride  # the stem and the pool have done the first stage's 4
-            for block in range(self.blocks[stage - 1]):
+            for block in range(self.blocks[min(stage, 4) - 1]):
+                grid = self.multi_grid[block] if self.multi_grid and stage >= 4 else 1
                 x = Block(
-                    base * 2 ** (stage - 1),
+                    base * 2 ** (min(stage, 4) - 1),
                     self.bottleneck,
                     stride if block == 0 else 1,
-                    (first if block == 0 else others, others),
+                    (grid * (first if block == 0 else others), grid * others),
                     self.axis_name,
+                    self.stride_place,
                     name=f"layer{stage}_{block}",
                 )(x, train=train)
             reached *= stride
-            features["out" if stage == 4 else f"stride_{reached}"] = x
+            features["out" if stage == len(stages) else f"stride_{reached}"] = x
         return features
 
 
+_DEEP = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 VARIANTS = {
     "resnet18": (ResNet, {"blocks": (2, 2, 2, 2), "bottleneck": False}),
     "resnet34": (ResNet, {"blocks": (3, 4, 6, 3), "bottleneck": False}),
-    "resnet50": (ResNet, {"blocks": (3, 4, 6, 3), "bottleneck": True}),
-    "resnet101": (ResNet, {"blocks": (3, 4, 23, 3), "bottleneck": True}),
+    **{f"resnet{depth}": (ResNet, {"blocks": blocks, "bottleneck": True}) for depth, blocks in _DEEP.items()},
+    **{
+        f"resnet{depth}_v1": (ResNet, {"blocks": blocks, "bottleneck": True, "stride_place": "1x1"})
+        for depth, blocks in _DEEP.items()
+    },
 }

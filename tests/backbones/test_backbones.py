@@ -18,6 +18,10 @@ COUNTS = {
     "resnet34": 21_797_672 - 1000 * 513,
     "resnet50": 25_557_032 - 1000 * 2049,
     "resnet101": 44_549_160 - 1000 * 2049,
+    "resnet152": 60_192_808 - 1000 * 2049,
+    "resnet50_v1": 25_557_032 - 1000 * 2049,
+    "resnet101_v1": 44_549_160 - 1000 * 2049,
+    "resnet152_v1": 60_192_808 - 1000 * 2049,
     "mobilenet_v2": 3_504_872 - 1000 * 1281,
     "alexnet": 61_100_840 - 58_631_144,
     "vgg11": 132_863_336 - 123_642_856,
@@ -28,6 +32,9 @@ COUNTS = {
     "vgg16_bn": 138_365_992 - 123_642_856,
     "vgg19": 143_667_240 - 123_642_856,
     "vgg19_bn": 143_678_248 - 123_642_856,
+    "xception41": 26_969_560 - 1000 * 2049,  # timm's three
+    "xception65": 39_916_312 - 1000 * 2049,
+    "xception71": 42_338_736 - 1000 * 2049,
 }
 
 
@@ -46,7 +53,7 @@ def test_parameter_count(name):
         assert sum(leaf.size for leaf in jax.tree.leaves(params)) == COUNTS[name]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "xception41", "xception71"])
 @pytest.mark.parametrize("output_stride, size", [(8, (65, 97)), (16, (64, 31)), (32, (65, 97)), (32, (3, 1))])
 def test_strides(name, output_stride, size):
     module = backbones.build(name, output_stride=output_stride)
