@@ -114,7 +114,7 @@ def row(request):
 
 
 def test_every_model_has_a_row():
-    assert {row.name for row in ROWS.values()} == set(models.known())
+    assert {row.name for row in ROWS.values()} == set(models.known()) - {"classifier"}  # one class per image
 
 
 @pytest.mark.parametrize("size", [(1, 1), (15, 17), (64, 64), (97, 130)])

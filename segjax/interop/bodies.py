@@ -1,0 +1,27 @@
+"""Which names a backbone's tensors have in which source."""
+
+from segjax.interop import mobilenet, resnet, vgg
+from segjax.interop.source import Body
+from segjax.types import InputError
+
+PREFIX = "backbone/"  # where our models keep their backbone
+
+
+def find(backbone: str, source: str) -> Body:
+    """Returns the names of a backbone's tensors.
+
+    Args:
+        backbone: a name that ``backbones.build`` knows.
+        source: "torchvision", "smp" (torchvision's names) or "timm".
+    Raises:
+        InputError: a backbone that the source does not have.
+    """
+    if backbone.startswith("resnet"):
+        return resnet.BODY
+    if backbone.startswith("mobilenet"):
+        return mobilenet.TIMM if source == "timm" else mobilenet.TORCHVISION
+    if backbone == "alexnet" and source != "timm":
+        return vgg.ALEXNET
+    if backbone.startswith("vgg"):
+        return vgg.body(backbone, timm=source == "timm")
+    raise InputError(f"{source} has no {backbone!r}: expected a resnet, a vgg, mobilenet_v2 or torchvision's alexnet")

@@ -1,0 +1,62 @@
+"""How images were prepared for published weights: part of the weights, since others give other numbers.
+
+Sources: the ``transforms`` of torchvision's weights, ``timm.data``, and smp's ``get_preprocessing_params``.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from segjax.types import InputError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What a model expects of its input, and the constant of its norms.
+
+    Attributes:
+        mean, std: of each channel (RGB), of values in [0, 1]: the input is (value - mean) / std.
+        resize: rule in words, before normalising; "" where the source states none.
+        epsilon: of every batch norm, which ``layers.BatchNorm`` has built in.
+    """
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    resize: str = ""
+    epsilon: float = 1e-5
+
+    def json(self) -> str:
+        """As text for a file's header."""
+        return json.dumps(dataclasses.asdict(self))
+
+    def differences(self, mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:
+        """Returns a line for each of mean and std that is not the one of these weights."""
+        pairs = {"mean": (self.mean, mean), "std": (self.std, std)}
+        return [
+            f"{name} is {tuple(found)}, the weights were trained with {tuple(own)}"
+            for name, (own, found) in pairs.items()
+            if len(own) != len(found) or any(abs(a - b) > 1e-3 for a, b in zip(own, found, strict=True))
+        ]
+
+
+CLASSIFICATION = Preprocessing(resize="shorter side to 256, bilinear with antialias, centre 224x224 (V2 weights: 232)")
+SEGMENTATION = Preprocessing(resize="shorter side to 520, bilinear with antialias")
+TIMM = Preprocessing(resize="shorter side to 256, bicubic with antialias, centre 224x224 (config.json of the weights)")
+SMP = Preprocessing()
+
+
+def from_json(text: str, where: str) -> Preprocessing:
+    """Reads what ``Preprocessing.json`` wrote.
+
+    Raises:
+        InputError: other content; ``where`` is named.
+    """
+    try:
+        values: Mapping[str, Any] = json.loads(text)
+        lists = {name: tuple(float(x) for x in values[name]) for name in ("mean", "std")}
+        return Preprocessing(**lists, resize=str(values["resize"]), epsilon=float(values["epsilon"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{where}: unreadable preprocessing {text!r}: {error}") from error

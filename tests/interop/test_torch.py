@@ -1,0 +1,199 @@
+"""Loading torch tensors: layouts by their definitions, every mistake told with the tensor's name, the way back."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from drawn import draw
+
+from segjax import models, ops
+from segjax.interop import classifiers
+from segjax.interop import torch as interop
+from segjax.interop.tensors import Tensor, tensors, under
+from segjax.types import InputError
+
+
+def variables_of(module, channels=3):
+    return draw(jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, channels))))
+
+
+@functools.cache
+def resnet18(classes=4, channels=3):
+    """A classifier of ours and its torch state dict."""
+    module = models.build("classifier", num_classes=classes, backbone="resnet18")
+    variables = variables_of(module, channels)
+    return module, variables, interop.to_torch(module, variables, source="torchvision", model="resnet18")
+
+
+def load(state_dict, **options):
+    return interop.load(state_dict, **{"source": "torchvision", "model": "resnet18", **options})
+
+
+def refused(message, state_dict, **options):
+    with pytest.raises(InputError, match=message):
+        load(state_dict, **options)
+
+
+def one(shape, size, rules, path="params/m/kernel"):
+    like = {"params": {"m": {"kernel": np.zeros(size)}}}
+    (tensor,) = tensors(like, rules).values()
+    assert (tensor.shape, tensor.path) == (shape, path)
+    return tensor
+
+
+def test_linear_is_a_1x1_convolution():
+    weight, x = np.random.default_rng(0).normal(size=(5, 7)), np.arange(7.0)
+    kernel = one((5, 7), (1, 1, 7, 5), (("m", "fc", "linear"),)).ours(weight)
+    y = ops.conv(x.reshape(1, 1, 1, 7).astype(np.float32), kernel)
+    np.testing.assert_allclose(y.ravel(), weight @ x, rtol=1e-5)
+
+
+def test_linear_after_flattening_channels_first():
+    """torch flattens [C, h, w]; the kernel is [h, w, C, out]."""
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(size=(5, 3 * 2 * 2)), rng.normal(size=(3, 2, 2))
+    kernel = one((5, 12), (2, 2, 3, 5), (("m", "fc", "linear"),)).ours(weight)
+    y = ops.conv(x.transpose(1, 2, 0)[None].astype(np.float32), kernel)
+    np.testing.assert_allclose(y.ravel(), weight @ x.ravel(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_convolution_by_its_definition(groups):
+    """y[o] = sum over the group's channels i and places of w[o, i, p, q] x[i, p, q], at the one place there is."""
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(size=(4, 4 // groups, 3, 2)), rng.normal(size=(4, 3, 2))
+    kernel = one(weight.shape, (3, 2, 4 // groups, 4), (("m", "conv"),)).ours(weight)
+    y = ops.conv(x.transpose(1, 2, 0)[None].astype(np.float32), kernel, groups=groups)
+    split = x.reshape(groups, 1, 4 // groups, 3, 2)
+    expected = (weight.reshape(groups, 4 // groups, 4 // groups, 3, 2) * split).sum((2, 3, 4))
+    np.testing.assert_allclose(y.ravel(), expected.ravel(), rtol=1e-4, atol=1e-6)
+
+
+def test_transposed_convolution_keeps_the_axes():
+    """torch's [Cin, Cout, h, w]: pixel 1 of channel i stamps w[i, o]; our kernel is that of the convolution."""
+    weight = np.random.default_rng(0).normal(size=(3, 5, 2, 2)).astype(np.float32)
+    kernel = one(weight.shape, (2, 2, 5, 3), (("m", "up"),)).ours(weight)
+    for i in range(3):
+        y = np.eye(3, dtype=np.float32)[i].reshape(1, 1, 1, 3)
+        x = ops.conv_transpose(y, kernel, stride=2)
+        np.testing.assert_allclose(x[0].transpose(2, 0, 1), weight[i], rtol=1e-6)
+
+
+def test_the_inverse_and_the_types():
+    tensor = one((5, 12), (2, 2, 3, 5), (("m", "fc", "linear"),))
+    weight = np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32)
+    np.testing.assert_array_equal(tensor.torchs(tensor.ours(weight)), weight)
+    for dtype in (np.float16, np.float64, jnp.bfloat16):
+        ours = tensor.ours(weight.astype(dtype))
+        assert ours.dtype == np.float32
+        np.testing.assert_array_equal(tensor.torchs(ours), weight.astype(dtype).astype(np.float32))
+    with pytest.raises(InputError, match="'fc.weight' holds int64, expected a floating type"):
+        tensor.ours(weight.astype(np.int64))
+
+
+def test_wrong_rules_are_told():
+    like = {"params": {"a": {"conv": {"kernel": np.zeros((1, 1, 2, 2))}}, "b": {"conv": {"kernel": np.zeros(1)}}}}
+    with pytest.raises(ValueError, match="no rule names the module 'b/conv'"):
+        tensors(like, (("a/conv", "a"),))
+    with pytest.raises(ValueError, match="both params/a/conv/kernel and params/b/conv/kernel the name 'x.weight'"):
+        tensors(like, (("./conv", "x"),))
+    assert under("backbone/", "encoder.", (("stem", "conv1"), ("fc", "fc", "linear"))) == (
+        ("backbone/stem", "encoder.conv1"),
+        ("backbone/fc", "encoder.fc", "linear"),
+    )
+    assert isinstance(tensors(like, ((r"(.)/conv", r"\1"),))["a.weight"], Tensor)
+
+
+LARGE = ("resnet101", "resnet152", "resnet34", "vgg13", "vgg19", "vgg19_bn")
+EVERY = [(source, model) for source, models in classifiers.SOURCES.items() for model in models]
+
+
+def marked(source, model):
+    slow = model in LARGE or (source == "timm" and "resnet" in model)
+    return pytest.param(source, model, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("source, model", [marked(*pair) for pair in EVERY])
+def test_every_classifier_comes_and_goes(source, model):
+    """Names alone: no rule is missing, none is ambiguous, and the state dict is matched with the same module."""
+    backbone = "mobilenet_v2" if model.startswith("mobilenet") else model
+    module = models.build("classifier", num_classes=3, backbone=backbone)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    found = tensors(shapes, interop.find(source, model).rules(module))
+    state_dict = {name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in found.items()}
+    twin, again = interop.match(state_dict, source=source, model=model)
+    assert twin == module and again == list(found.values())
+
+
+def test_classes_and_channels_are_read_off_the_tensors():
+    module, variables, state_dict = resnet18(7, 1)
+    loaded, found = load(state_dict)
+    assert loaded == module and loaded.num_classes == 7
+    assert found["params"]["backbone"]["stem"]["conv"]["kernel"].shape == (7, 7, 1, 64)
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
+
+
+def test_a_mistake_names_the_tensor_and_the_nearest():
+    _, _, state_dict = resnet18()
+    refused(r"'layer9.0.conv1.weight' is no tensor of torchvision resnet18 \(1 unknown, 0 missing of 102\).*'layer",
+            state_dict | {"layer9.0.conv1.weight": np.zeros(1)})  # fmt: skip
+    renamed = {
+        ("layer2.0.con1.weight" if name == "layer2.0.conv1.weight" else name): v for name, v in state_dict.items()
+    }
+    refused("'layer2.0.con1.weight' is no tensor.*1 unknown, 1 missing.*nearest: 'layer2.0.conv1.weight'", renamed)
+    fewer = {name: value for name, value in state_dict.items() if name != "layer4.1.bn2.running_var"}
+    refused("'layer4.1.bn2.running_var' is missing.*nearest: .*'layer4.0.bn2.running_var'", fewer)
+    refused("'fc.weight' is missing", {name: value for name, value in state_dict.items() if name != "fc.weight"})
+    refused(r"'layer1.0.conv1.weight' is \[64, 64, 3\], expected \[64, 64, 3, 3\] for params/backbone/layer1_0",
+            state_dict | {"layer1.0.conv1.weight": np.zeros((64, 64, 3), np.float32)})  # fmt: skip
+    refused("missing", state_dict, model="resnet34")
+
+
+def test_a_wrong_source_model_or_option_names_the_nearest():
+    _, _, state_dict = resnet18()
+    refused("no source 'torchvison'.*did you mean 'torchvision'", state_dict, source="torchvison")
+    refused("no model 'resnet19' of torchvision.*did you mean 'resnet18'", state_dict, model="resnet19")
+    refused("no option 'num_class'.*'num_classes'.*its options are", state_dict, num_class=4)
+    refused("num_classes=5, but the tensors are those of num_classes=4", state_dict, num_classes=5)
+    refused("no backbone 'resnet19'", state_dict, source="smp", model="DeepLabV3Plus", encoder_name="resnet19")
+
+
+def test_timm_s_tag_is_passed_over():
+    _, variables, state_dict = resnet18()
+    _, found = load(state_dict, source="timm", model="resnet18.a1_in1k")
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
+
+
+def test_report_has_a_line_per_tensor():
+    module, _, state_dict = resnet18()
+    lines = interop.report(state_dict, source="torchvision", model="resnet18").splitlines()
+    assert len(lines) == 1 + len(state_dict) + 1
+    for name, value in state_dict.items():
+        (line,) = [line for line in lines if line.split()[0] == name]
+        assert "not used" in line if name.endswith("tracked") else str(list(value.shape)) in line
+    assert any(line.split()[-1] == "params/head/kernel" and "[out, in] to [1, 1, in, out]" in line for line in lines)
+    parameters = 11_689_512 - 996 * 513
+    assert lines[-1] == f"102 tensors, {parameters:,} parameters: each used once, every leaf filled"
+
+
+def test_the_way_back_refuses_another_network():
+    module, variables, _ = resnet18()
+    with pytest.raises(InputError, match="has backbone='resnet34', this model 'resnet18'|'resnet34' of torchvision"):
+        interop.to_torch(module, variables, source="torchvision", model="resnet34")
+    plus = {"num_classes": 2, "backbone": "resnet18", "aspp_channels": 8, "decoder_channels": 8}
+    smp = {"aspp_out_conv": True, "decoder_convs": 1, "depthwise_norm": False, "align_corners": True}
+    smp |= {"dilate_first_block": True, "aspp_rates": (12, 24, 36)}
+    options = {"source": "smp", "model": "DeepLabV3Plus", "encoder_name": "resnet18", "decoder_channels": 8}
+    module = models.build("deeplab", **plus, **smp)
+    variables = variables_of(module)
+    state_dict = interop.to_torch(module, variables, **options)
+    again, found = interop.load(state_dict, **options)
+    assert again == module
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
+    other = models.build("deeplab", **plus, **{**smp, "align_corners": False})
+    with pytest.raises(InputError, match="has align_corners=True, this model False: it would compute other numbers"):
+        interop.to_torch(other, variables, **options)
+    with pytest.raises(InputError, match="is not 'resnet18' of torchvision"):
+        interop.to_torch(module, variables, source="torchvision", model="resnet18")

@@ -1,0 +1,86 @@
+"""Classifiers: counts of the published ones, the places of dropout, any image size, training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from drawn import draw
+
+from segjax import models
+from segjax.types import InputError
+
+# Parameters with 1000 classes, as torchvision's documentation states them.
+COUNTS = {
+    "alexnet": 61_100_840,
+    "vgg11": 132_863_336,
+    "vgg16": 138_357_544,
+    "vgg16_bn": 138_365_992,
+    "resnet18": 11_689_512,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "mobilenet_v2": 3_504_872,
+}
+
+
+def shapes(module, size=(1, 64, 64, 3)):
+    return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(size))
+
+
+@pytest.mark.parametrize("backbone", COUNTS)
+def test_parameter_count(backbone):
+    module = models.build("classifier", num_classes=1000, backbone=backbone)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes(module)["params"])) == COUNTS[backbone]
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vgg11", "alexnet", "mobilenet_v2"])
+@pytest.mark.parametrize("size", [(64, 64), (97, 130)])
+def test_logits_of_any_size_and_number_of_channels(backbone, size):
+    module = models.build("classifier", num_classes=5, backbone=backbone, width=0.125, dtype="bfloat16")
+    image = jnp.zeros((2, *size, 4))
+    logits = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), image)[0])["logits"]
+    assert logits.shape == (2, 5) and logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "backbone, dropped",
+    [("resnet18", set()), ("mobilenet_v2", {"head"}), ("vgg11", {"fc7", "head"}), ("alexnet", {"fc6", "fc7"})],
+)
+def test_places_of_dropout(backbone, dropped):
+    """The layers whose input draws, and that nothing else does: torchvision's places."""
+    module = models.build("classifier", num_classes=2, backbone=backbone, width=0.125, dropout=0.5 if dropped else 0)
+    variables = draw(shapes(module))
+    image = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    keep = {"capture_intermediates": lambda inner, _: "dropout" in (inner.name or ""), "mutable": ["intermediates"]}
+    _, found = module.apply(variables, image, **keep)
+    assert {
+        name.removesuffix("_dropout") for name in found.get("intermediates", {}) if "fc" in name or "head" in name
+    } == (dropped if backbone != "resnet18" else {"head"})
+    if dropped:
+        with pytest.raises(ValueError, match="draws random numbers"):
+            module.apply(variables, image, train=True)
+    one, two = (module.apply(variables, image, train=True, key=jax.random.key(n))[0]["logits"] for n in (0, 1))
+    assert np.array_equal(one, two) == (not dropped)
+
+
+def test_gradients_reach_every_parameter():
+    module = models.build("classifier", num_classes=3, backbone="vgg11", width=0.0625)
+    variables = draw(shapes(module))
+    image = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    weights = np.float32([[1, -2, 3], [0.5, 1, -1]])
+    gradients = jax.grad(lambda params: (weights * module.apply({"params": params}, image)["logits"]).sum())(
+        variables["params"]
+    )
+    assert all(np.all(np.isfinite(leaf)) and np.any(leaf) for leaf in jax.tree.leaves(gradients))
+
+
+def test_illegal_options():
+    for options, message in (
+        ({"backbone": "resnet19"}, "no backbone 'resnet19'"),
+        ({"dropout": 1.0}, "dropout=1.0 .*0 <= rate < 1"),
+        ({"width": 0}, "width=0 .*above 0"),
+        ({"dtype": "half"}, "dtype='half'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            models.build("classifier", num_classes=2, **options)
+    with pytest.raises(InputError, match="num_classes=0"):
+        models.build("classifier", num_classes=0)
