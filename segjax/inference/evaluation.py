@@ -53,7 +53,7 @@ def resize_and_classify(logits: Array, content_size: Array, native_size: Array, 
     """
     for axis in (0, 1):
         logits = _resize_axis(logits, axis, content_size[axis], native_size[axis], padded_size[axis])
-    return _arg_max(logits)
+    return arg_max(logits)
 
 
 def make_predict(apply: Apply, *, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh | None = None) -> Predict:
@@ -278,7 +278,15 @@ def _resize_axis(x: Array, axis: int, true_in: Array, true_out: Array, padded_ou
     return lower * (1 - weight) + upper * weight
 
 
-def _arg_max(logits: Array) -> Array:
+def arg_max(logits: Array) -> Array:
+    """Class of each pixel, by comparisons that XLA fuses into one pass.
+
+    Args:
+        logits: f32[..., K].
+
+    Returns:
+        [...] class ids, the first of equals; K where a logit is NaN. u8 for K < 256, else i32.
+    """
     num_classes = logits.shape[-1]
     ids = jnp.uint8 if num_classes < 256 else jnp.int32
     best, index = logits[..., 0], jnp.zeros(logits.shape[:-1], ids)
