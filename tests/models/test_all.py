@@ -48,6 +48,20 @@ ROWS = {
         tuple({"backbone": "resnet50", **SMP}.items()),
         26_682_725,
     ),
+    "deeplab-v1-vgg11_bn": Row(
+        "deeplab",
+        (("variant", "v1"), ("backbone", "vgg11_bn"), ("width", 0.125), ("fc_channels", 16)),
+        # 20.5 million in the paper's table 2
+        (("variant", "v1"), ("backbone", "vgg16")),
+        20_505_429,
+    ),
+    "deeplab-v3-resnet18": Row(
+        "deeplab",
+        (("variant", "v3"), ("backbone", "resnet18"), ("multi_grid", (1, 2)), ("auxiliary", True), *SMALL),
+        # torchvision's deeplabv3_resnet50
+        (("variant", "v3"), ("backbone", "resnet50"), ("aspp_out_conv", True), ("auxiliary", True)),
+        42_004_074,
+    ),
     "fcn-vgg11_bn": Row(
         "fcn",
         (("backbone", "vgg11_bn"), ("width", 0.125)),
@@ -120,7 +134,8 @@ def loss_and_gradients(module, variables, image):
     def loss(params, batch_stats):
         variables = {"params": params, "batch_stats": batch_stats}
         outputs, stats = module.apply(variables, image, train=True, key=jax.random.key(5))
-        return jnp.sum(weights * outputs["logits"]), (outputs, stats)
+        total = sum(jnp.sum(weights * value) for key, value in outputs.items() if key.endswith("logits"))
+        return total, (outputs, stats)
 
     gradient = jax.value_and_grad(loss, has_aux=True)
     (value, (outputs, stats)), gradients = gradient(variables["params"], variables["batch_stats"])
