@@ -30,6 +30,7 @@ WEIGHT = "weight"  # f32[B, H, W], optional: a factor of each pixel's loss
 
 # Keys of a model's outputs.
 LOGITS = "logits"  # f32[B, H, W, K] at the resolution of the input
+AUX_LOGITS = "aux_logits"  # f32[B, H, W, K], of models with an auxiliary head
 
 DATA_AXIS = "data"  # the mesh (or pmap) axis a batch is split over
 DEFAULT_IGNORE_LABEL = 255  # for sets that declare none

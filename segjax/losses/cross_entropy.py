@@ -7,6 +7,8 @@ log q the log-softmax of the logits:
     weight = sum_i p_i w_y
 
 Ignored pixels are selected away, never multiplied by 0: what stands under them, NaN included, changes no bit.
+
+With ``top_k`` only the hardest pixels of the whole batch enter both sums, which is no sum over parts of a batch.
 """
 
 import functools
@@ -14,9 +16,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from segjax.types import LABEL, LOGITS, VALID, WEIGHT, Array, Batch, Outputs
+from segjax.losses import _pixels
+from segjax.types import Array, Batch, Outputs
 
-ADDITIVE = True
 _UNROLLED = 32  # classes up to which a CPU reduces them one by one; more would only lengthen the compilation
 
 
@@ -26,8 +28,10 @@ def loss(
     *,
     num_classes: int,
     ignore_label: int,
+    axis_name: str | None = None,
     class_weights: tuple[float, ...] | None = None,
     label_smoothing: float = 0.0,
+    top_k: float | None = None,
 ) -> dict[str, tuple[Array, Array]]:
     """Cross entropy over the pixels that count, as (sum, weight).
 
@@ -38,30 +42,80 @@ def loss(
       batch: "label" integers [B, H, W]; optional "valid" bool[B] and "weight" f32[B, H, W].
       num_classes: K.
       ignore_label: label that counts nowhere.
+      axis_name: of the devices that hold parts of the batch; read by ``top_k`` alone.
       class_weights: one factor per class, or None (or none at all) for ones.
       label_smoothing: e, in [0, 1].
+      top_k: the fraction in (0, 1] of the counted pixels that is kept, those of the largest terms of the
+        sum over the whole batch: floor(top_k n) of n, at least 1; ties share the last places. None: all pixels.
     Returns:
-      {"cross_entropy": (sum, weight)}, f32 scalars; both 0 where no pixel counts.
+      {"cross_entropy": (sum, weight)}, f32 scalars; both 0 where no pixel counts. With ``top_k`` the loss of the whole
+      batch with weight 1 / devices.
     Raises:
       ValueError: shapes or options that do not fit.
-    Source: torch.nn.CrossEntropyLoss; the per-pixel weight is that of Ronneberger et al. 2015, equation 1.
+    Source: torch.nn.CrossEntropyLoss; the per-pixel weight is that of Ronneberger et al. 2015, equation 1; top_k: Wu,
+    Shen & van den Hengel 2016, https://arxiv.org/abs/1605.06885, which keeps a number of pixels.
     """
-    logits, label = outputs[LOGITS].astype(jnp.float32), jnp.asarray(batch[LABEL]).astype(jnp.int32)
-    _check(logits, label, num_classes, class_weights, label_smoothing)
-    counted = (label >= 0) & (label < num_classes) & (label != ignore_label)
-    if VALID in batch:
-        counted &= jnp.asarray(batch[VALID])[:, None, None]
-    pixel = None
-    if WEIGHT in batch:
-        pixel = jax.lax.stop_gradient(jnp.asarray(batch[WEIGHT]).astype(jnp.float32))
-        counted &= pixel > 0
-    label = jnp.where(counted, label, -1)
-    per_class = jnp.asarray(class_weights, jnp.float32) if class_weights is not None and len(class_weights) else None
-    total = _sum(logits, label, pixel, per_class, float(label_smoothing))
+    pixels = _pixels.read(outputs, batch, num_classes, ignore_label)
+    per_class = _pixels.chosen(class_weights, num_classes, "class_weights")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}, expected a number in [0, 1]")
+    if top_k is not None:
+        return {"cross_entropy": _hardest(pixels, per_class, float(label_smoothing), top_k, axis_name)}
+    return {"cross_entropy": _sum_and_weight(*pixels, per_class, float(label_smoothing))}
+
+
+def additive(*, top_k: float | None = None, **_: object) -> bool:
+    """Whether the sums of parts of a batch add up to those of the whole: unless ``top_k`` ranks the pixels."""
+    return top_k is None
+
+
+def _sum_and_weight(
+    logits: Array, label: Array, pixel: Array | None, per_class: Array | None, smoothing: float
+) -> tuple[Array, Array]:
+    total = _sum(logits, label, pixel, per_class, smoothing)
     if pixel is None and per_class is None:
-        return {"cross_entropy": (total, counted.sum(dtype=jnp.int32).astype(jnp.float32))}  # exact past 2^24 pixels
-    weight = jnp.where(counted, _label_weight(label, pixel, per_class), 0.0)
-    return {"cross_entropy": (total, weight.sum(axis=(1, 2)).sum())}
+        return total, (label >= 0).sum(dtype=jnp.int32).astype(jnp.float32)  # exact past 2^24 pixels
+    weight = jnp.where(label >= 0, _label_weight(label, pixel, per_class), 0.0)
+    return total, weight.sum(axis=(1, 2)).sum()
+
+
+def _hardest(
+    pixels: _pixels.Pixels, per_class: Array | None, smoothing: float, top_k: float, axis_name: str | None
+) -> tuple[Array, Array]:
+    if not 0.0 < top_k <= 1.0:
+        raise ValueError(f"top_k is {top_k}, expected a fraction above 0 and up to 1, or None for all pixels")
+    logits, label, pixel = pixels
+    terms, _ = _terms(jax.lax.stop_gradient(logits), label, pixel, per_class, smoothing)
+    counted = label >= 0
+    number = _pixels.total(counted.sum(dtype=jnp.int32), axis_name)
+    # The small addend: 0.3 of 10 pixels is 3, though 0.3 * 10 is below it in float32.
+    wanted = jnp.maximum(jnp.floor(top_k * number.astype(jnp.float32) * (1 + 1e-6)).astype(jnp.int32), 1)
+    kept = _largest(terms, counted, wanted, axis_name)
+    total, weight = _sum_and_weight(logits, label, kept if pixel is None else kept * pixel, per_class, smoothing)
+    total, weight = _pixels.total((total, weight), axis_name)
+    return _pixels.share(total / jnp.where(weight > 0, weight, 1.0), weight > 0, axis_name)
+
+
+def _largest(values: Array, counted: Array, wanted: Array, axis_name: str | None) -> Array:
+    """f32 of the values' shape: 1 for the ``wanted`` largest counted values of all devices, a part of 1 for ties.
+
+    The bits of floats from 0 on are ordered as integers: the last value that is kept is found bit by bit, each by one
+    count, which is all that devices exchange; sorting would gather every pixel.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.where(values > 0, values, 0.0), jnp.int32)
+    bits = jnp.where(counted, bits, -1)
+
+    def number(chosen: Array) -> Array:
+        return _pixels.total(chosen.sum(dtype=jnp.int32), axis_name)
+
+    def next_bit(i: Array, limit: Array) -> Array:
+        larger = limit | (jnp.int32(1) << (30 - i))
+        return jnp.where(number(bits >= larger) >= wanted, larger, limit)
+
+    limit = jax.lax.fori_loop(0, 31, next_bit, jnp.int32(0))
+    above, ties = number(bits > limit), number(bits == limit)
+    part = (wanted - above).astype(jnp.float32) / jnp.maximum(ties, 1).astype(jnp.float32)
+    return jnp.where(bits > limit, 1.0, jnp.where(bits == limit, part, 0.0))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -73,6 +127,15 @@ def _sum(logits: Array, label: Array, pixel: Array | None, per_class: Array | No
 def _sum_forward(
     logits: Array, label: Array, pixel: Array | None, per_class: Array | None, smoothing: float
 ) -> tuple[Array, tuple]:
+    value, log_partition = _terms(logits, label, pixel, per_class, smoothing)
+    # In two stages, so that a long sum in float32 does not swallow its small terms.
+    return value.sum(axis=(1, 2)).sum(), (logits, label, pixel, per_class, log_partition)
+
+
+def _terms(
+    logits: Array, label: Array, pixel: Array | None, per_class: Array | None, smoothing: float
+) -> tuple[Array, Array]:
+    """(the terms of the sum, 0 where label is -1; log sum_c exp z_c), both f32[B, H, W]."""
     log_partition, picked = _reduce_classes(logits, label)
     value = (1.0 - smoothing) * (log_partition - picked)
     if per_class is not None:
@@ -84,9 +147,7 @@ def _sum_forward(
         )
     if pixel is not None:
         value = value * pixel
-    value = jnp.where(label >= 0, value, 0.0)
-    # In two stages, so that a long sum in float32 does not swallow its small terms.
-    return value.sum(axis=(1, 2)).sum(), (logits, label, pixel, per_class, log_partition)
+    return jnp.where(label >= 0, value, 0.0), log_partition
 
 
 def _sum_backward(smoothing: float, residuals: tuple, cotangent: Array) -> tuple:
@@ -138,14 +199,3 @@ def _label_weight(label: Array, pixel: Array | None, per_class: Array | None) ->
     factors = [] if pixel is None else [pixel]
     factors += [] if per_class is None else [_class_weight(label, per_class)]
     return functools.reduce(jnp.multiply, factors)
-
-
-def _check(logits: Array, label: Array, num_classes: int, class_weights: object, smoothing: float) -> None:
-    if logits.shape != (*label.shape, num_classes):
-        raise ValueError(f"logits have shape {logits.shape}, expected {(*label.shape, num_classes)}: label's, then K")
-    if class_weights is not None and len(class_weights) and len(class_weights) != num_classes:
-        raise ValueError(f"class_weights has {len(class_weights)} values, expected one per class: {num_classes}")
-    if class_weights is not None and not all(0.0 <= weight < float("inf") for weight in class_weights):
-        raise ValueError(f"class_weights is {class_weights}, expected numbers of at least 0")
-    if not 0.0 <= smoothing <= 1.0:
-        raise ValueError(f"label_smoothing is {smoothing}, expected a number in [0, 1]")

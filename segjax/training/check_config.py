@@ -132,6 +132,7 @@ def options(config: ConfigDict) -> None:
         ("augment",), lambda: augment.make_augment(size=tuple(config.data.size), ignore_label=255, **config.augment)
     )
     explained(("optimizer",), lambda: optimizer.make_optimizer(total_steps=config.train.steps, **config.optimizer))
+    losses.build(config.loss.name, num_classes=2, ignore_label=255, **loss_options(config.loss))
     model = {key: value for key, value in config.model.items() if key != "name"}
     explained(("model",), lambda: models.build(config.model.name, num_classes=2, dtype=config.train.dtype, **model))
 
@@ -172,21 +173,48 @@ def _parameters(config: ConfigDict) -> dict[str, dict[str, bool]]:
     for section in ("data", "model", "loss"):
         if "name" not in config[section]:
             raise InputError(f"{section}.name is missing in the config")
-    for section, known in (("data", data.names()), ("model", models.known()), ("loss", losses.names())):
-        name = config[section].name
+    parts = [("loss", part, losses.names()) for part in losses.summands(config.loss.name)]
+    for section, name, known in (
+        ("data", config.data.name, data.names()),
+        ("model", config.model.name, models.known()),
+        *parts,
+    ):
         if name not in known:
             hint = configs.nearest(str(name), known)
             raise InputError(f"{section}.name={name!r} is unknown{hint}; the known ones are {', '.join(known)}")
-    loss = importlib.import_module(f"segjax.losses.{config.loss.name}").loss
     model = importlib.import_module(f"segjax.models.{config.model.name}").Model
     fields = {field.name: _required(field) for field in dataclasses.fields(model) if field.name not in _NOT_OF_MODEL}
     return {
         "data": _of_data(config.data),
         "augment": _keywords(augment.make_augment, ("size", "ignore_label")),
         "optimizer": _keywords(optimizer.make_optimizer, ("total_steps",)),
-        "loss": {"name": True, **_keywords(loss, ("num_classes", "ignore_label"))},
+        "loss": {"name": True, "aux_weight": False} | _of_losses(config.loss.name),
         "model": {"name": True, **fields},
     }
+
+
+def loss_options(section: ConfigDict) -> dict[str, Any]:
+    """What ``losses.build`` takes of the section loss: without the options of other losses, which say nothing.
+
+    Raises:
+        InputError: an option that only other losses have, with another value than its default.
+    """
+    parts = losses.summands(section.name)
+    own = {"aux_weight", *parts, *(option for part in parts for option in losses.options_of(part))}
+    defaults = [(option, value) for name in losses.names() for option, value in losses.options_of(name).items()]
+    kept = {}
+    for key, value in section.items():
+        if key in own:
+            kept[key] = value.to_dict() if isinstance(value, ConfigDict) else value
+        elif key != "name" and not any(key == option and value in (default, ()) for option, default in defaults):
+            raise InputError(f"loss.{key}={value}: loss {section.name!r} has no such option; leave it out")
+    return kept
+
+
+def _of_losses(name: str) -> dict[str, bool]:
+    """The options of every loss, and a section for each of this sum: the name may be changed and the rest stay."""
+    options = {option: False for known in losses.names() for option in losses.options_of(known)}
+    return options | dict.fromkeys(losses.summands(name), False)
 
 
 _NOT_OF_MODEL = ("num_classes", "axis_name", "dtype", "parent", "name")

@@ -149,10 +149,16 @@ def make_step(config: ConfigDict, classes: Classes) -> step.Step:
         ValueError: an option out of range.
     """
     axis_name = DATA_AXIS if config.train.parallel == "pmap" else None
-    options = {key: value for key, value in config.loss.items() if key != "name"}
+    options = check_config.loss_options(config.loss)
     return step.make_train_step(
         build_model(config, len(classes), axis_name).apply,
-        losses.build(config.loss.name, num_classes=len(classes), ignore_label=classes.ignore_label, **options),
+        losses.build(
+            config.loss.name,
+            num_classes=len(classes),
+            ignore_label=classes.ignore_label,
+            axis_name=axis_name,
+            **options,
+        ),
         optimizer.make_optimizer(total_steps=config.train.steps, **config.optimizer)[0],
         axis_name=axis_name,
         augment=augment.make_augment(size=tuple(config.data.size), ignore_label=classes.ignore_label, **config.augment),

@@ -159,6 +159,20 @@ def test_an_impossible_option_is_told_with_its_sections():
     assert check_config.explained(("model",), lambda: 3) == 3
 
 
+def test_a_loss_may_be_replaced_by_others_and_their_sums(config):
+    for name in ("dice", "cross_entropy+dice", "focal+0.5*lovasz"):
+        setup.check(configs.override(config, {"loss.name": name}), devices=1)
+    refused(configs.override(config, {"loss.name": "cross_entropy+dise"}), "^loss.name='dise' is unknown; did you mean")
+    refused(configs.override(config, {"loss.name": "cross_entropy,dice"}), "expected different losses joined by")
+    unused = configs.override(config, {"loss.name": "dice", "loss.label_smoothing": 0.1})
+    refused(unused, "^loss.label_smoothing=0.1: loss 'dice' has no such option")
+    config.loss = {"name": "focal+tversky", "gamma": 3.0, "aux_weight": 0.4, "tversky": {"gamma": 0.75}}
+    setup.check(configs.override(config, {"loss.tversky.gamma": 1.0}), devices=1)
+    refused(configs.override(config, {"loss.aux_weight": -1.0}), "aux_weight is -1.0")
+    config.loss.tversky.gama = 1.0
+    refused(config, "loss 'tversky' has no option 'gama'")
+
+
 def test_a_run_may_be_shortened_and_its_set_replaced():
     camvid = configs.load_experiment("experiments/deeplab.py:camvid")
     setup.check(configs.override(camvid, {"train.steps": 5}), devices=1)

@@ -3,11 +3,12 @@
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from segjax import config as configs
 from segjax.data.metadata import Classes
-from segjax.training import setup
+from segjax.training import optimizer, parallel, setup, state
 from segjax.types import InputError
 
 
@@ -91,3 +92,38 @@ def test_a_single_pass_over_the_data_keeps_nothing(config, monkeypatch):
     setup.eval_batches(config, None)
     setup.eval_batches(config, None, cache=False)
     assert asked == [True, False]
+
+
+def test_auxiliary_logits_and_a_sum_of_losses_reach_the_step(config, monkeypatch):
+    """The terms are those of both heads, on many devices under pmap as under jit; a ratio is not accumulated."""
+
+    class Net:
+        def apply(self, variables, image, *, train, targets, key):
+            del train, targets, key
+            logits = image * variables["params"]["scale"].reshape(1, 1, 1, 3)
+            return {"logits": logits, "aux_logits": 0.5 * logits}, {}
+
+    monkeypatch.setattr(setup, "build_model", lambda *_: Net())
+    rng, classes = np.random.default_rng(0), Classes(names=("a", "b", "c"))
+    batch = {
+        "image": rng.integers(0, 256, (8, 8, 8, 3), np.uint8),
+        "label": rng.integers(0, 3, (8, 8, 8)).astype(np.int32),
+        "valid": np.arange(8) < 7,
+    }
+    results = []
+    for mode in ("jit", "pmap"):
+        small = {"data.size": (8, 8), "loss.name": "cross_entropy+0.5*dice", "train.parallel": mode}
+        chosen = configs.override(config, {**small, "optimizer.name": "sgd", "optimizer.warmup_steps": 0})
+        tx, _ = optimizer.make_optimizer(total_steps=chosen.train.steps, **chosen.optimizer)
+        variables = {"params": {"scale": np.ones(3, np.float32)}, "batch_stats": {}}
+        first = state.create(variables, tx, key=jax.random.key(0), ema=chosen.train.ema_decay > 0)
+        train_step = setup.make_step(chosen, classes)
+        mesh = parallel.make_mesh()
+        run = parallel.pmap_step(train_step) if mode == "pmap" else parallel.jit_step(train_step, mesh)
+        new, metrics = run(first, batch)
+        names = ["aux_cross_entropy", "aux_dice", "cross_entropy", "dice"]
+        assert sorted(set(metrics) - {"loss", "grad_norm", "finite", "grad_squares"}) == names
+        results.append([*(float(metrics[name]) for name in names), *np.asarray(new.params["scale"])])
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
+    with pytest.raises(ValueError, match="do not add up"):
+        setup.make_step(configs.override(chosen, {"train.accumulate": 2}), classes)
