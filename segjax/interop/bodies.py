@@ -1,6 +1,6 @@
 """Which names a backbone's tensors have in which source."""
 
-from segjax.interop import mobilenet, resnet, vgg
+from segjax.interop import mobilenet, resnet, vgg, xception
 from segjax.interop.source import Body
 from segjax.types import InputError
 
@@ -24,4 +24,6 @@ def find(backbone: str, source: str) -> Body:
         return vgg.ALEXNET
     if backbone.startswith("vgg"):
         return vgg.body(backbone, timm=source == "timm")
-    raise InputError(f"{source} has no {backbone!r}: expected a resnet, a vgg, mobilenet_v2 or torchvision's alexnet")
+    if backbone.startswith("xception") and source == "timm":
+        return xception.BODY
+    raise InputError(f"{source} has no {backbone!r}: expected a resnet, a vgg or mobilenet_v2")

@@ -5,11 +5,12 @@ from typing import Any
 
 from segjax import layers, models
 from segjax.interop import bodies, preprocessing
-from segjax.interop.source import Shapes, Source, agreed, axis_length
+from segjax.interop.source import Options, Shapes, Source, agreed, axis_length
 from segjax.interop.tensors import Rules, under
 
 # timm's names of our backbones, where they differ
 TIMM = {"mobilenet_v2": "mobilenetv2_100"}
+XCEPTIONS = ("xception41", "xception65", "xception71")
 NAMES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"),
     *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
@@ -32,22 +33,25 @@ def _build(
     return models.build("classifier", num_classes=found, backbone=backbone, dropout=dropout)
 
 
-def _rules(body_source: str, module: layers.Network) -> Rules:
+def _rules(body_source: str, module: layers.Network, options: Options) -> Rules:
+    del options
     body = bodies.find(module.backbone, body_source)
     return (*under(bodies.PREFIX, "", body.rules), *body.head)
 
 
-def _first(body_source: str, module: layers.Network) -> str:
+def _first(body_source: str, module: layers.Network, options: Options) -> str:
+    del options
     return f"{bodies.find(module.backbone, body_source).first}.weight"
 
 
 def _source(source: str, backbone: str) -> Source:
     prepared = preprocessing.TIMM if source == "timm" else preprocessing.CLASSIFICATION
+    prepared = preprocessing.XCEPTION if backbone.startswith("xception") else prepared
     bound = functools.partial
     return Source(bound(_build, source, backbone), bound(_rules, source), bound(_first, source), prepared)
 
 
 SOURCES = {
     "torchvision": {name: _source("torchvision", name) for name in (*NAMES, "alexnet")},
-    "timm": {TIMM.get(name, name): _source("timm", name) for name in NAMES},
+    "timm": {TIMM.get(name, name): _source("timm", name) for name in (*NAMES, *XCEPTIONS)},
 }

@@ -20,7 +20,7 @@ class Preprocessing:
     Attributes:
         mean, std: of each channel (RGB), of values in [0, 1]: the input is (value - mean) / std.
         resize: rule in words, before normalising; "" where the source states none.
-        epsilon: of every batch norm, which ``layers.BatchNorm`` has built in.
+        epsilon: of every batch norm of the backbone, which our backbones have built in.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -45,6 +45,7 @@ class Preprocessing:
 CLASSIFICATION = Preprocessing(resize="shorter side to 256, bilinear with antialias, centre 224x224 (V2 weights: 232)")
 SEGMENTATION = Preprocessing(resize="shorter side to 520, bilinear with antialias")
 TIMM = Preprocessing(resize="shorter side to 256, bicubic with antialias, centre 224x224 (config.json of the weights)")
+XCEPTION = Preprocessing((0.5,) * 3, (0.5,) * 3, "shorter side to 331, bicubic with antialias, centre 299x299", 1e-3)
 SMP = Preprocessing()
 
 

@@ -3,26 +3,44 @@
 Source: https://github.com/qubvel-org/segmentation_models.pytorch, decoders/deeplabv3 and decoders/unet.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from segjax import backbones, layers, models
-from segjax.interop import bodies, preprocessing
-from segjax.interop.source import Shapes, Source, agreed, axis_length
+from segjax.interop import bodies, preprocessing, xception
+from segjax.interop.source import Body, Options, Shapes, Source, agreed, axis_length
 from segjax.interop.tensors import Rules, under
 from segjax.types import InputError
 
-HEAD = "segmentation_head.0"
+HEAD = ((r"head", "segmentation_head.0"),)
+UNET = (
+    *((rf"decoder{n + 1}/conv(\d)/conv", rf"decoder.blocks.{n}.conv\1.0") for n in range(5)),
+    *((rf"decoder{n + 1}/conv(\d)/norm", rf"decoder.blocks.{n}.conv\1.1") for n in range(5)),
+    *((f"center/conv{n + 1}/conv", f"decoder.center.{n}.0") for n in range(2)),  # with a VGG
+    *((f"center/conv{n + 1}/norm", f"decoder.center.{n}.1") for n in range(2)),
+)
+PYRAMID = (
+    (r"point/conv", "convs.0.0"),
+    (r"point/norm", "convs.0.1"),
+    (r"pool/conv", "convs.4.1"),
+    (r"pool/norm", "convs.4.2"),
+    (r"dilated(\d)/depthwise", r"convs.\1.0.0"),
+    (r"dilated(\d)/pointwise/conv", r"convs.\1.0.1"),
+    (r"dilated(\d)/pointwise/norm", r"convs.\1.1"),
+    (r"dilated(\d)/conv", r"convs.\1.0"),  # decoder_aspp_separable=False
+    (r"dilated(\d)/norm", r"convs.\1.1"),
+    (r"project/conv", "project.0"),
+    (r"project/norm", "project.1"),
+)
+DEEPLABV3 = (
+    *under("aspp/", "decoder.aspp.", PYRAMID),
+    (r"aspp_out/conv", "decoder.conv"),
+    (r"aspp_out/norm", "decoder.bn"),
+)
 DEEPLABV3PLUS = (
-    (r"aspp/point/conv", "decoder.aspp.0.convs.0.0"),
-    (r"aspp/point/norm", "decoder.aspp.0.convs.0.1"),
-    (r"aspp/pool/conv", "decoder.aspp.0.convs.4.1"),
-    (r"aspp/pool/norm", "decoder.aspp.0.convs.4.2"),
-    (r"aspp/dilated(\d)/depthwise", r"decoder.aspp.0.convs.\1.0.0"),
-    (r"aspp/dilated(\d)/pointwise/conv", r"decoder.aspp.0.convs.\1.0.1"),
-    (r"aspp/dilated(\d)/pointwise/norm", r"decoder.aspp.0.convs.\1.1"),
-    (r"aspp/project/conv", "decoder.aspp.0.project.0"),
-    (r"aspp/project/norm", "decoder.aspp.0.project.1"),
+    *under("aspp/", "decoder.aspp.0.", PYRAMID),
     (r"aspp_out/depthwise", "decoder.aspp.1.0"),
     (r"aspp_out/pointwise/conv", "decoder.aspp.1.1"),
     (r"aspp_out/pointwise/norm", "decoder.aspp.2"),
@@ -31,78 +49,159 @@ DEEPLABV3PLUS = (
     (r"decoder1/depthwise", "decoder.block2.0.0"),
     (r"decoder1/pointwise/conv", "decoder.block2.0.1"),
     (r"decoder1/pointwise/norm", "decoder.block2.1"),
-    (r"head", HEAD),
 )
 
 
-def _deeplabv3plus(
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A backbone as smp knows it.
+
+    Attributes:
+        backbone: our name.
+        prefix: of its tensors.
+        body: their names.
+        dilate_first_block: smp's rule for its own encoders; timm's ("tu-...") dilate as torchvision.
+    """
+
+    backbone: str
+    prefix: str
+    body: Body
+    dilate_first_block: bool
+
+
+def encoder(name: str) -> Encoder:
+    """Returns what an ``encoder_name`` stands for: "resnet34", "vgg16_bn", "mobilenet_v2", "tu-xception65", ...
+
+    Raises:
+        InputError: an encoder that is no backbone here.
+    """
+    own = name.removeprefix("tu-")
+    backbones.find(own)
+    if name != own and own.startswith("xception"):
+        return Encoder(own, "encoder.model.", xception.FEATURES, False)
+    if name != own and own.startswith("resnet"):
+        return Encoder(own, "encoder.model.", bodies.find(own, "timm"), False)
+    if name != own or own.startswith("xception"):
+        raise InputError(
+            f"encoder_name={name!r} of smp is not a backbone here: of timm's (tu-) resnets, xception41 ..."
+        )
+    return Encoder(own, "encoder.", bodies.find(own, "smp"), True)
+
+
+def _common(
+    model: str, shapes: Shapes, encoder_name: str, in_channels: int | None, classes: int | None, **fixed: Any
+) -> dict[str, Any]:
+    """The options that every model has: those of ours, once smp's are checked; ``fixed`` is (given, built)."""
+    for name, (given, built) in fixed.items():
+        if given not in built:
+            raise InputError(f"{name}={given!r} of smp's {model} is not built here: expected {built[0]!r}")
+    found = encoder(encoder_name)
+    agreed("in_channels", in_channels, axis_length(shapes, f"{found.prefix}{found.body.first}.weight", 1))
+    count = agreed("classes", classes, axis_length(shapes, f"{HEAD[0][1]}.weight"))
+    return {"backbone": found.backbone, "num_classes": count}
+
+
+def _unet(
     shapes: Shapes,
     *,
     encoder_name: str = "resnet34",
     encoder_depth: int = 5,
     encoder_weights: str | None = None,
-    encoder_output_stride: int = 16,
+    decoder_use_norm: Any = "batchnorm",
+    decoder_use_batchnorm: Any = True,
+    decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+    decoder_attention_type: str | None = None,
+    decoder_interpolation: str = "nearest",
+    in_channels: int | None = None,
+    classes: int | None = None,
+    activation: str | None = None,
+    aux_params: Any = None,
+) -> layers.Network:
+    del encoder_weights
+    fixed = {
+        "encoder_depth": (encoder_depth, (5,)),
+        "decoder_use_norm": (decoder_use_norm, ("batchnorm", True)),
+        "decoder_use_batchnorm": (decoder_use_batchnorm, (True,)),
+        "decoder_attention_type": (decoder_attention_type, (None,)),
+        "decoder_interpolation": (decoder_interpolation, ("nearest",)),
+        "activation": (activation, (None,)),
+        "aux_params": (aux_params, (None,)),
+    }
+    common = _common("Unet", shapes, encoder_name, in_channels, classes, **fixed)
+    return models.build("unet", variant="backbone", decoder_channels=tuple(decoder_channels), **common)
+
+
+def _deeplab(
+    model: str,
+    ours: Options,
+    shapes: Shapes,
+    *,
+    encoder_name: str = "resnet34",
+    encoder_depth: int = 5,
+    encoder_weights: str | None = None,
+    encoder_output_stride: int | None = None,
     decoder_channels: int = 256,
     decoder_atrous_rates: Sequence[int] = (12, 24, 36),
-    decoder_aspp_separable: bool = True,
+    decoder_aspp_separable: bool | None = None,
     decoder_aspp_dropout: float = 0.5,
     in_channels: int | None = None,
     classes: int | None = None,
     activation: str | None = None,
-    upsampling: int = 4,
+    upsampling: int | None = None,
     aux_params: Any = None,
 ) -> layers.Network:
     del encoder_weights
-    _only("DeepLabV3Plus", aux_params=(aux_params, None), activation=(activation, None), upsampling=(upsampling, 4))
-    _only("DeepLabV3Plus", encoder_depth=(encoder_depth, 5), decoder_aspp_separable=(decoder_aspp_separable, True))
+    plus = model == "DeepLabV3Plus"
+    stride = encoder_output_stride or (16 if plus else 8)
+    fixed = {
+        "encoder_depth": (encoder_depth, (5,)),
+        "activation": (activation, (None,)),
+        "upsampling": (upsampling, (None, 4 if plus else stride)),
+        "aux_params": (aux_params, (None,)),
+    }
+    common = _common(model, shapes, encoder_name, in_channels, classes, **fixed)
+    if common["backbone"].startswith("vgg"):
+        raise InputError(f"encoder_name={encoder_name!r}: smp's {model} has no VGG encoder, which it cannot dilate")
     return models.build(
         "deeplab",
-        backbone=_backbone(shapes, encoder_name, in_channels),
-        num_classes=_classes(shapes, classes),
-        output_stride=encoder_output_stride,
-        dilate_first_block=True,
+        **common,
+        **ours,
+        output_stride=stride,
+        dilate_first_block=encoder(encoder_name).dilate_first_block,
         aspp_rates=tuple(decoder_atrous_rates),
         aspp_channels=decoder_channels,
         aspp_dropout=decoder_aspp_dropout,
+        aspp_separable=plus if decoder_aspp_separable is None else decoder_aspp_separable,
         aspp_out_conv=True,
         decoder_channels=decoder_channels,
-        decoder_convs=1,
-        separable=True,
         depthwise_norm=False,
         align_corners=True,
     )
 
 
-def _backbone(shapes: Shapes, encoder_name: str, in_channels: int | None) -> str:
-    backbones.find(encoder_name)
-    first = f"encoder.{bodies.find(encoder_name, 'smp').first}.weight"
-    agreed("in_channels", in_channels, axis_length(shapes, first, 1))
-    return encoder_name
+def _rules(own: Rules, module: layers.Network, options: Options) -> Rules:
+    del module
+    found = encoder(options.get("encoder_name", "resnet34"))
+    return (*under(bodies.PREFIX, found.prefix, found.body.rules), *own, *HEAD)
 
 
-def _classes(shapes: Shapes, classes: int | None) -> int:
-    return agreed("classes", classes, axis_length(shapes, f"{HEAD}.weight"))
+def _first(module: layers.Network, options: Options) -> str:
+    del module
+    found = encoder(options.get("encoder_name", "resnet34"))
+    return f"{found.prefix}{found.body.first}.weight"
 
 
-def _only(model: str, **options: tuple[Any, Any]) -> None:
-    """InputError for an option with another value than the one that is built here."""
-    for name, (given, built) in options.items():
-        if given != built:
-            raise InputError(f"{name}={given!r} of smp's {model} is not built here: expected {built!r}")
-
-
-def _encoder(module: layers.Network) -> Rules:
-    return under(bodies.PREFIX, "encoder.", bodies.find(module.backbone, "smp").rules)
-
-
-def _first(module: layers.Network) -> str:
-    return f"encoder.{bodies.find(module.backbone, 'smp').first}.weight"
+def _source(build: Callable[..., layers.Network], rules: Rules) -> Source:
+    return Source(build, functools.partial(_rules, rules), _first, preprocessing.SMP)
 
 
 SOURCES = {
     "smp": {
-        "DeepLabV3Plus": Source(
-            _deeplabv3plus, lambda module: (*_encoder(module), *DEEPLABV3PLUS), _first, preprocessing.SMP
+        "Unet": _source(_unet, UNET),
+        "DeepLabV3": _source(functools.partial(_deeplab, "DeepLabV3", {"variant": "v3"}), DEEPLABV3),
+        "DeepLabV3Plus": _source(
+            functools.partial(_deeplab, "DeepLabV3Plus", {"variant": "v3plus", "decoder_convs": 1, "separable": True}),
+            DEEPLABV3PLUS,
         ),
     },
 }

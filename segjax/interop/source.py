@@ -10,6 +10,7 @@ from segjax.interop.tensors import Rules
 from segjax.types import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]  # of a state dict
+Options = Mapping[str, Any]  # as the source names them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +34,14 @@ class Source:
 
     Attributes:
         build: (shapes of the state dict, **options as the source names them) -> our module.
-        rules: our module -> the rules of all its tensors.
-        first: (**options) -> the tensor whose axis 1 is the number of the image's channels.
+        rules: (our module, options) -> the rules of all its tensors.
+        first: (our module, options) -> the tensor whose axis 1 is the number of the image's channels.
         preprocessing: what these weights expect.
     """
 
     build: Callable[..., layers.Network]
-    rules: Callable[[layers.Network], Rules]
-    first: Callable[[layers.Network], str]
+    rules: Callable[[layers.Network, Options], Rules]
+    first: Callable[[layers.Network, Options], str]
     preprocessing: Preprocessing
 
 

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax import layers
-from segjax.interop import classifiers, smp
+from segjax.interop import classifiers, smp, torchvision
 from segjax.interop.source import Source, axis_length
 from segjax.interop.tensors import COUNTER, Tensor, tensors
 from segjax.types import HostArray, InputError, Variables
 
 StateDict = Mapping[str, HostArray]
-FAMILIES = (classifiers, smp)
+FAMILIES = (classifiers, torchvision, smp)
 _IMAGE = (1, 64, 64)  # of the shapes that are asked for; the variables of no model depend on it
 _INCIDENTAL = ("parent", "name", "dtype", "axis_name", "dropout", "aspp_dropout")  # fields no logit depends on
 
@@ -84,8 +84,8 @@ def match(state_dict: StateDict, *, source: str, model: str, **options: Any) -> 
     published = find(source, model)
     shapes = {name: tuple(np.shape(value)) for name, value in state_dict.items()}
     module = _build(published, f"{model!r} of {source}", shapes, options)
-    channels = axis_length(shapes, published.first(module), 1)
-    expected = tensors(_shapes(module, channels), published.rules(module))
+    channels = axis_length(shapes, published.first(module, options), 1)
+    expected = tensors(_shapes(module, channels), published.rules(module, options))
     given = [name for name in shapes if name.rpartition(".")[2] != COUNTER]
     _check_names(f"{source} {model}", given, list(expected))
     return module, [expected[name] for name in given]
@@ -121,7 +121,7 @@ def to_torch(
     published = find(source, model)
     where = f"{model!r} of {source}"
     try:
-        found = tensors(variables, published.rules(module))
+        found = tensors(variables, published.rules(module, options))
     except (ValueError, AttributeError) as error:
         raise InputError(f"{type(module).__module__} is not {where}: {error}") from error
     twin = _build(published, where, {name: tensor.shape for name, tensor in found.items()}, options)

@@ -9,12 +9,16 @@ from segjax.interop import torch as interop
 
 # case: (source, model, its options, {our output: the case's})
 LOGITS = {"logits": "out"}
+AUXILIARY = {"logits": "out", "aux_logits": "aux"}
 CASES = {
     "tv_resnet18": ("torchvision", "resnet18", {}, {}),
     "tv_resnet50": ("torchvision", "resnet50", {"weights": None, "num_classes": 1000}, {}),
     "tv_mobilenet_v2": ("torchvision", "mobilenet_v2", {}, {}),
     "tv_vgg16": ("torchvision", "vgg16", {}, {}),
     "tv_alexnet": ("torchvision", "alexnet", {}, {}),
+    "tv_fcn_resnet50": ("torchvision", "fcn_resnet50", {"aux_loss": True}, AUXILIARY),
+    "tv_deeplabv3_resnet50": ("torchvision", "deeplabv3_resnet50", {}, AUXILIARY),
+    "smp_unet_resnet34": ("smp", "Unet", {}, LOGITS),
     "smp_deeplabv3plus_mobilenet_v2": ("smp", "DeepLabV3Plus", {"encoder_name": "mobilenet_v2"}, LOGITS),
     "smp_deeplabv3plus_resnet50": (
         "smp",

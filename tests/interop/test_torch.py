@@ -106,7 +106,7 @@ def test_wrong_rules_are_told():
     assert isinstance(tensors(like, ((r"(.)/conv", r"\1"),))["a.weight"], Tensor)
 
 
-LARGE = ("resnet101", "resnet152", "resnet34", "vgg13", "vgg19", "vgg19_bn")
+LARGE = ("xception65", "xception71", "resnet101", "resnet152", "resnet34", "vgg13", "vgg19", "vgg19_bn")
 EVERY = [(source, model) for source, models in classifiers.SOURCES.items() for model in models]
 
 
@@ -121,7 +121,7 @@ def test_every_classifier_comes_and_goes(source, model):
     backbone = "mobilenet_v2" if model.startswith("mobilenet") else model
     module = models.build("classifier", num_classes=3, backbone=backbone)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    found = tensors(shapes, interop.find(source, model).rules(module))
+    found = tensors(shapes, interop.find(source, model).rules(module, {}))
     state_dict = {name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in found.items()}
     twin, again = interop.match(state_dict, source=source, model=model)
     assert twin == module and again == list(found.values())
