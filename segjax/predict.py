@@ -9,6 +9,8 @@
   --checkpoint=best        by validation mIoU (the default), or last, or the number of a step
   --ema, --no-ema          the moving average of the parameters, or the parameters; by default as the run's eval.ema
   --batch=N                images at once; the run's eval.batch_size by default; it never changes the result
+  --tile=N                 the image at its own size, in tiles of N x N pixels that overlap, --batch of them at once;
+                           without it an image is fitted to the run's data.size
   --compilation_cache=DIR  compiled programs are kept there (the run's own folder by default; "" for none)
   --config.KEY=VALUE       replaces one value of the run's config, such as data.size or data.fit
   --help                   this text
@@ -24,15 +26,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from segjax import config as configs
 from segjax.data import images
 from segjax.data.metadata import Classes
-from segjax.inference import files, visualize, whole_image
+from segjax.inference import files, tiled_images, visualize, whole_image
 from segjax.inference.progress import Progress
 from segjax.training import devices, parallel, trained
-from segjax.types import HostArray, InputError
+from segjax.types import HostArray, InputError, Variables
 
 _THREADS = 4  # that read and write beside the device
 _SHEET_CELLS, _SHEET_COLUMNS, _CELL_WIDTH = 60, 4, 320
@@ -107,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", default="best")
     parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument("--batch", type=int, default=None)
+    parser.add_argument("--tile", type=int, default=None)
     parser.add_argument("--compilation_cache", default=None)
     parser.add_argument("-h", "--help", action="store_true")
     return parser
@@ -127,17 +131,7 @@ def _predict(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int
         arguments.workdir, config, classes, which=arguments.checkpoint, ema=ema, warn=_warn
     )
     print(f"{len(jobs)} image{'s' * (len(jobs) != 1)}, checkpoint {step} of {arguments.workdir}")
-    print(f"compiling the model at {config.data.size[0]}x{config.data.size[1]}; this happens once ...", flush=True)
-    predict = whole_image.make_predict_images(
-        apply,
-        variables,
-        size=tuple(config.data.size),
-        fit=config.data.fit,
-        mean=tuple(config.augment.mean),
-        std=tuple(config.augment.std),
-        batch_size=batch_size,
-        mesh=parallel.make_mesh(),
-    )
+    predict = _make_predict(apply, variables, config, batch_size, arguments.tile)
     explained = devices.explained(config, key="eval.batch_size", flag="--batch", batch=batch_size)
     with explained, ThreadPoolExecutor(_THREADS) as pool:
         stride = -(-len(jobs) // _SHEET_CELLS)
@@ -147,6 +141,24 @@ def _predict(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int
     if skipped:
         print(f"{len(skipped)} of {len(jobs)} files could not be read:", *skipped, sep="\n  ", file=sys.stderr)
     return 1 if skipped else 0
+
+
+def _make_predict(
+    apply: Callable, variables: Variables, config: ConfigDict, batch_size: int, tile: int | None
+) -> Callable[[Sequence[HostArray]], list[HostArray]]:
+    """The function from images to class ids, of the canvas or of tiles."""
+    options = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std), "batch_size": batch_size}
+    rows, columns = (tile, tile) if tile else config.data.size
+    if tile is not None:
+        try:
+            predict = tiled_images.make_predict_images(apply, variables, tile=tile, **options)
+        except ValueError as error:
+            raise InputError(f"--tile={tile}: {error}") from error
+    else:
+        canvas = {"size": tuple(config.data.size), "fit": config.data.fit, "mesh": parallel.make_mesh()}
+        predict = whole_image.make_predict_images(apply, variables, **canvas, **options)
+    print(f"compiling the model at {rows}x{columns}; this happens once ...", flush=True)
+    return predict
 
 
 def _run(

@@ -129,6 +129,18 @@ def test_other_fits(run, tmp_path, fit):
         assert np.mean(ids(tmp_path / f"labels/{number}.png")[counted] == label[counted]) > (0.93, 0.999)[fit == "crop"]
 
 
+@pytest.mark.parametrize("tile", [32, 50])
+def test_tiles(run, tmp_path, tile, capsys):
+    """Nothing is resized, so that every pixel is right."""
+    arguments = (f"--input={run / 'images/val'}", f"--output={tmp_path}", f"--tile={tile}", "--batch=3")
+    assert call(run, *arguments) == 0
+    assert f"compiling the model at {tile}x{tile}" in capsys.readouterr().out
+    for number in range(5):
+        label = np.asarray(Image.open(run / f"images/valannot/{number}.png"))
+        counted = label != trained_run.CLASSES.ignore_label
+        assert np.mean(ids(tmp_path / f"labels/{number}.png")[counted] == label[counted]) == 1
+
+
 def test_large_sets_leave_the_sheet_readable(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predict, "_SHEET_CELLS", 2)
     assert call(run, f"--input={run / 'images/val'}", f"--output={tmp_path}", "--batch=2") == 0
@@ -146,6 +158,7 @@ def test_large_sets_leave_the_sheet_readable(run, tmp_path, monkeypatch, capsys)
         (["--input={run}/run", "--output=out"], ["holds no picture"]),
         (["--input={run}/images", "--output=out", "--batch=0"], ["--batch=0"]),
         (["--input={run}/images", "--output=out", "--batch=two"], ["--batch", "two"]),
+        (["--input={run}/images", "--output=out", "--tile=0"], ["--tile=0", "nearest legal are 1,"]),
         (["--input={run}/images", "--output=out", "--inptu=2"], ["did you mean --input?"]),
         (["--input={run}/images", "--output={run}/run/config.json"], ["cannot write"]),
     ],
