@@ -40,6 +40,7 @@ def make_augment(
     contrast: float = 0.0,
     saturation: float = 0.0,
     hue: float = 0.0,
+    sampled_pixels: int = 0,
 ) -> Augment:
     """The augmentation of a training batch: zoom, crop, flip, colour, normalisation, in this order.
 
@@ -54,6 +55,8 @@ def make_augment(
       flip: probability of a horizontal flip.
       brightness, contrast, saturation: b >= 0, factors uniform in [max(0, 1 - b), 1 + b].
       hue: h in [0, 0.5], shift uniform in [-h, h] of a full turn.
+      sampled_pixels: keep the labels of that many pixels of each image, drawn uniformly among the labelled ones, and
+        ignore all others, as training on patches does (Long et al. 2015, section 3.4); 0: keep all.
     Returns:
       augment(key, batch, index): batch with "image" u8[B, H, W, 3] -> f32[B, h, w, 3] normalised, "label" and
       "weight" [B, H, W] -> [B, h, w]; index i32[B], the examples' positions in the global batch. Example i draws from
@@ -64,6 +67,8 @@ def make_augment(
     """
     factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
     _check(size, scale, flip, factors, hue)
+    if sampled_pixels < 0:
+        raise ValueError(f"sampled_pixels is {sampled_pixels}, expected 0 (all) or more")
 
     def augment(key: Array, batch: Batch, index: Array) -> Batch:
         """The batch moved, coloured and normalised."""
@@ -74,9 +79,23 @@ def make_augment(
         if any(factors.values()) or hue:
             image = jax.vmap(lambda x, u, m: _jitter(x / 255.0, u, m, factors, hue))(image, draws, inside) * 255.0
         image = jnp.where(inside[..., None], _normalised(image, mean, std), 0.0)
+        if sampled_pixels:
+            moved[LABEL] = _sampled(keys, moved[LABEL], sampled_pixels, ignore_label)
         return {**batch, **moved, IMAGE: image}
 
     return augment
+
+
+def _sampled(keys: Array, label: Array, count: int, ignore_label: int) -> Array:
+    """The labels [B, h, w] of ``count`` labelled pixels of each example (of all, where there are fewer)."""
+
+    def one(key: Array, plane: Array) -> Array:
+        draw = jax.random.uniform(jax.random.fold_in(key, _DRAWS), (plane.size,))
+        draw = jnp.where(plane.ravel() == ignore_label, -1.0, draw)
+        chosen = jnp.zeros(plane.size, bool).at[jax.lax.top_k(draw, min(count, plane.size))[1]].set(True)
+        return jnp.where(chosen.reshape(plane.shape), plane, jnp.asarray(ignore_label, plane.dtype))
+
+    return jax.vmap(one)(keys, label)
 
 
 def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> dict[str, Array]:

@@ -186,10 +186,32 @@ def test_contrast_knows_nothing_of_what_lies_outside():
     assert not np.asarray(out["image"][0])[~inside].any()
 
 
+def test_sampled_pixels():
+    """So many labelled pixels keep their label, each as likely as another; an example's draw is its own."""
+    data, index = batch(rows=4), np.arange(4)
+    data["label"][:, :3] = IGNORE
+    data["label"][3] = IGNORE
+    data["label"][3, 8, 8] = 2
+    run = {n: jax.jit(augment.make_augment(size=(9, 12), flip=0.5, sampled_pixels=n, **PLAIN)) for n in (0, 7, 1000)}
+    kept = np.zeros((4, 9, 12))
+    for seed in range(200):
+        full, few = (np.asarray(run[n](jax.random.key(seed), data, index)["label"]) for n in (0, 7))
+        assert ((few == full) | (few == IGNORE)).all()
+        np.testing.assert_array_equal((few != IGNORE).sum(axis=(1, 2)), [7, 7, 7, 1])
+        kept += few != IGNORE
+    assert kept[:3, :3].sum() == 0 and kept[:3, 3:].min() > 0
+    assert abs(kept[:3, 3:].std() - (200 * (p := 7 / 72) * (1 - p)) ** 0.5) < 1  # binomial: 4.2
+    assert not np.array_equal(kept[0], kept[1])
+    alone = run[7](jax.random.key(199), {name: value[1:2] for name, value in data.items()}, index[1:2])
+    np.testing.assert_array_equal(alone["label"][0], few[1])
+    np.testing.assert_array_equal(run[1000](jax.random.key(199), data, index)["label"], full)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"size": (0, 4)}, r"\(0, 4\)"), ({"scale": (2.0, 0.5)}, r"\(2.0, 0.5\)"), ({"scale": (0.0, 1.0)}, "0 < low"),
-     ({"flip": 1.5}, "1.5"), ({"contrast": -0.1}, "contrast is -0.1"), ({"hue": 0.6}, "0.6")],
+     ({"flip": 1.5}, "1.5"), ({"contrast": -0.1}, "contrast is -0.1"), ({"hue": 0.6}, "0.6"),
+     ({"sampled_pixels": -1}, "sampled_pixels is -1")],
 )  # fmt: skip
 def test_wrong_options_are_named(options, words):
     with pytest.raises(ValueError, match=words):
