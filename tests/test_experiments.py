@@ -6,7 +6,9 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from trained_run import CLASSES, write_images
 
 from segjax import config as configs
 from segjax.data.metadata import Classes
@@ -30,7 +32,8 @@ CASES = [f"{file}:{mode}" for file in FILES for mode in _modes(file)]
 def test_experiment_traces_one_step(spec: str):
     config = configs.override(configs.load_experiment(spec), {"train.batch_size": 8})
     setup.check(config, devices=8)
-    classes = Classes(names=("a", "b", "c"))
+    weighted = len(configs.flatten(config).get("loss.class_weights", ()))
+    classes = Classes(names=tuple("abcdefghijklmnopqrstuvwxyz"[: weighted or 3]))
     job = jax.eval_shape(lambda: setup.first_state(config, len(classes)))
     assert {leaf.dtype for leaf in jax.tree.leaves(job.params)} == {jnp.dtype("float32")}
     step = setup.make_step(config, classes)
@@ -43,6 +46,34 @@ def test_experiment_traces_one_step(spec: str):
     state, metrics = jax.eval_shape(step, job, batch)
     assert jax.tree.structure(state) == jax.tree.structure(job)
     assert metrics["loss"].shape == ()
+
+
+# Modes that read files, made small.
+ON_FILES = {
+    "unet.py:isbi": {"model.depth": 2, "model.base_width": 4},
+    "segnet.py:camvid_full": {"model.width": 0.0625, "loss.class_weights": (1.0, 0.5, 2.0), "train.dtype": "float32"},
+}
+
+
+@pytest.mark.parametrize("name", ON_FILES)
+def test_experiment_learns_from_files(name: str, tmp_path: pathlib.Path):
+    """Two steps on a made folder in the set's layout: every file is read, and the parameters move."""
+    config = configs.load_experiment(f"{FILES[0].parent}/{name}")
+    for split in ("train", "val"):
+        write_images(tmp_path / config.data.folder, split)
+    small = {"data.root": str(tmp_path), "data.size": (33, 47), "data.workers": 0, "train.batch_size": 2}
+    config = configs.override(config, small | {"train.steps": 2} | ON_FILES[name])
+    setup.check(config, devices=1)
+    train_set, eval_set = setup.open_sets(config)
+    assert train_set.class_names == eval_set.class_names == CLASSES.names
+    step = jax.jit(setup.make_step(config, train_set.classes), compiler_options={"xla_backend_optimization_level": 0})
+    state = before = setup.first_state(config, len(CLASSES))
+    with setup.train_batches(config, train_set, 0) as batches:
+        for batch in batches:
+            state, metrics = step(state, batch)
+    assert int(state.step) == 2 and np.isfinite(metrics["loss"])
+    moved = jax.tree.map(lambda old, new: not np.array_equal(old, new), before.params, state.params)
+    assert all(jax.tree.leaves(moved))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
