@@ -112,8 +112,8 @@ class Classifier(nn.Module):
 class Model(layers.Network):
     """A window classifier applied at every pixel; the image goes on mirrored beyond its border.
 
-    Training on sampled pixels: with ``form="patches"``, ``samples=n`` and a batch in which at most n pixels of an image
-    have a label (``augment.sampled_pixels``), the n windows around them are all that is computed.
+    Training on sampled pixels: with ``samples=n`` and a batch in which at most n pixels of an image have a label
+    (``augment.sampled_pixels``), a training step cuts out and classifies the n windows around them, and no more.
 
     Attributes:
         num_classes: K.
@@ -122,7 +122,7 @@ class Model(layers.Network):
         kernels: taps of each of them.
         last: rows and columns that the last pool leaves of a window: the taps of the fully connected layer.
         hidden: its channels.
-        samples: "patches" only: windows per image in training, those of labelled pixels; 0: all windows.
+        samples: windows per image in training, those of labelled pixels; 0: all pixels, by ``form``.
         norm: batch norm after the convolutions; the paper has none.
         dropout: rate before the scores; the paper has none.
         dtype: "float32" or "bfloat16", of the computation; parameters, statistics and logits are float32.
@@ -154,8 +154,10 @@ class Model(layers.Network):
                 f"channels={self.channels} and kernels={self.kernels} of model 'patch': expected as many of one as of "
                 "the other, all at least 1"
             )
-        if self.samples and self.form != "patches":
-            raise InputError(f"samples={self.samples} of model 'patch' with form={self.form!r}: expected 'patches'")
+        if self.samples and self.form == "full_resolution":
+            raise InputError(
+                f"samples={self.samples} of model 'patch' in full resolution: expected 'dense' or 'patches'"
+            )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout={self.dropout!r} of model 'patch': expected 0 <= rate < 1")
         super().__post_init__()
@@ -172,9 +174,10 @@ class Model(layers.Network):
             {"logits": f32[B, H, W, K]}; where a window was left out, NaN, which a loss may not count: more labelled
             pixels than ``samples`` do not go unnoticed.
         """
+        sampling = train and targets is not None and self.samples > 0
         classifier = Classifier(
             self.num_classes,
-            self.form,
+            "patches" if sampling else self.form,
             tuple(self.channels),
             tuple(self.kernels),
             self.last,
@@ -188,10 +191,10 @@ class Model(layers.Network):
         if self.form == "full_resolution":
             return {"logits": classifier(image.astype(self.dtype), train=train)}
         x = _mirrored(image.astype(self.dtype), side)
+        if sampling:
+            return {"logits": self._sampled(classifier, x, side, jnp.asarray(targets[LABEL]))}
         if self.form == "dense":
             return {"logits": classifier(x, train=train)}
-        if train and targets is not None and self.samples:
-            return {"logits": self._sampled(classifier, x, side, jnp.asarray(targets[LABEL]))}
         if train or self.is_mutable_collection("params"):  # or init
             rows = [_windows(x, side, row) for row in range(image.shape[1])]
             scores = classifier(jnp.concatenate(rows, axis=1).reshape(-1, side, side, x.shape[-1]), train=train)

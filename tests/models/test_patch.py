@@ -140,7 +140,7 @@ def test_training_on_sampled_pixels():
     (value, logits), gradients = run(form="patches", samples=8)
     assert int(np.isnan(logits).any(axis=-1).sum()) == 2 * (9 * 11 - 8)
     assert not np.isnan(np.asarray(logits)[label != 255]).any()
-    for other in ({"form": "patches"}, {"form": "dense"}):
+    for other in ({"form": "patches"}, {"form": "dense"}, {"form": "dense", "samples": 6}):
         (expected, _), expected_gradients = run(**other)
         np.testing.assert_allclose(value, expected, rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradients, expected_gradients)
@@ -165,7 +165,7 @@ def test_sampled_windows_set_the_statistics():
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"form": "sliding"}, "form='sliding'.*'patches'"), ({"samples": 9}, "samples=9.*expected 'patches'"),
+    [({"form": "sliding"}, "form='sliding'.*'patches'"), ({"form": "full_resolution", "samples": 9}, "samples=9"),
      ({"kernels": (4,)}, r"channels=\(4, 6\) and kernels=\(4,\)"), ({"last": 0}, "last=0"), ({"hidden": 0}, "hidden=0"),
      ({"dropout": 1.0}, "dropout=1.0"), ({"dtype": "half"}, "dtype='half'"), ({"num_classes": 0}, "num_classes=0")],
 )  # fmt: skip
