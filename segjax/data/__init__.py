@@ -2,7 +2,8 @@
 
 A dataset has ``num_classes, class_names, palette u8[K, 3], ignore_label, classes, name, split, __len__, describe(i)``
 and ``__getitem__(i) -> {"image": u8[H, W, 3], "label": u8|i32[H, W]}``; it can be pickled and read from many threads.
-A bad record raises ``InputError`` naming the file. ``label_size(i) -> (H, W)`` without decoding is optional.
+A bad record raises ``InputError`` naming the file. ``label_size(i) -> (H, W)`` without decoding is optional, as is
+``border_weight``: where it is true, training batches carry the weight map of ``border_weight.weight_map``.
 """
 
 import difflib

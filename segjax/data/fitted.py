@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from segjax.data import canvas
-from segjax.types import IMAGE, LABEL, HostArray, InputError
+from segjax.data import border_weight, canvas
+from segjax.types import IMAGE, LABEL, WEIGHT, HostArray, InputError
 
 
 class Store:
@@ -39,7 +39,7 @@ class Store:
 
 
 class Fitted:
-    """A dataset's examples on the canvas; image and label, both or the image only."""
+    """A dataset's examples on the canvas; image and label (and the label's weight), or the image only."""
 
     def __init__(
         self, dataset: Any, size: tuple[int, int], fit: str, *, native_label: bool, store: Store | None
@@ -73,6 +73,12 @@ class Fitted:
             example["content_size"] = np.array(canvas.content_size(image.shape[:2], self.size, self.fit), np.int32)
         else:
             example[LABEL] = canvas.fit_label(label, self.size, self.fit, self.dataset.ignore_label)
+            if getattr(self.dataset, "border_weight", False):
+                # Cells are told apart where the label is sharpest, their distances are pixels of the canvas.
+                cells = border_weight.instances(label, ignore_label=self.dataset.ignore_label)
+                cells = canvas.fit_label(cells, self.size, self.fit, ignore_label=0)
+                options = {"ignore_label": self.dataset.ignore_label}
+                example[WEIGHT] = border_weight.weight_map(example[LABEL], cells, **options)
         if self.store is not None:
             self.store.put(i, example)
         return example

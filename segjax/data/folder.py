@@ -28,13 +28,20 @@ class Folder:
     """A set of matched image and label files; see `make`."""
 
     def __init__(
-        self, name: str, split: str, pairs: list[file_pairs.Pair], classes: Classes, unpaired: list[str]
+        self,
+        name: str,
+        split: str,
+        pairs: list[file_pairs.Pair],
+        classes: Classes,
+        unpaired: list[str],
+        border_weight: bool = False,
     ) -> None:
         self.name = name
         self.split = split
         self.pairs = pairs
         self.unpaired = unpaired  # messages; empty unless partial
         self.classes = classes
+        self.border_weight = border_weight
         self._values = label_ids.value_table(classes)
 
     num_classes = property(lambda self: len(self.classes))
@@ -100,6 +107,7 @@ def make(
     train_split: str = "train",
     fallback: Classes | None = None,
     partial: bool = False,
+    border_weight: bool = False,
 ) -> Folder:
     """Finds the images and labels of one split.
 
@@ -115,6 +123,7 @@ def make(
       fallback: the classes where the set has no classes file.
       partial: leave out files without a partner (``unpaired`` tells them) instead of raising, and unreadable labels
         while looking for classes; for the dataset doctor.
+      border_weight: training batches carry a U-Net's weight of each pixel (`border_weight`); class 0 is the background.
 
     Returns:
       The set, in the order of the matched names.
@@ -142,7 +151,7 @@ def make(
         known = scan([label for _, _, label in scanned], partial=partial)
         names = file_pairs.some(list(known.names))
         _log.warning("%s is absent: %d classes found in the labels (%s)", file, len(known), names)
-    return Folder(folder or place.name, split, pairs, known, alone)
+    return Folder(folder or place.name, split, pairs, known, alone, border_weight)
 
 
 def locate(root: str, folder: str = "") -> pathlib.Path:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from segjax.data import canvas, fitted
-from segjax.types import IMAGE, LABEL, VALID, HostArray, InputError
+from segjax.types import IMAGE, LABEL, VALID, WEIGHT, HostArray, InputError
 
 WORKER_MODES = ("threads", "processes")
 _ENDLESS = 2**50  # examples of a run; the length of grain's own endless repeat overflows under batches of one
@@ -89,7 +89,8 @@ def train_batches(
         Worker processes keep one each.
 
     Returns:
-      An iterator of {"image": u8[B/n, H, W, 3], "label": i32[B/n, H, W], "valid": bool[B/n]}; close it.
+      An iterator of {"image": u8[B/n, H, W, 3], "label": i32[B/n, H, W], "valid": bool[B/n]}, and "weight":
+      f32[B/n, H, W] where the set has `border_weight`; close it.
 
     Raises:
       InputError: an empty set, a batch that does not split over the processes; later on what the dataset raises.
@@ -196,11 +197,11 @@ class _Window(grain.transforms.RandomMap):
         self.size = size
 
     def random_map(self, element: Mapping[str, HostArray], rng: np.random.Generator) -> dict[str, HostArray]:
-        """Returns image and label of one window, uniform over its positions."""
+        """Returns image, label and weight of one window, uniform over its positions."""
         rows, columns = element[LABEL].shape
         y = int(rng.integers(rows - self.size[0] + 1))
         x = int(rng.integers(columns - self.size[1] + 1))
-        return {key: element[key][y : y + self.size[0], x : x + self.size[1]] for key in (IMAGE, LABEL)}
+        return {key: element[key][y : y + self.size[0], x : x + self.size[1]] for key in element}
 
 
 class _EvalRows:
@@ -254,7 +255,8 @@ def _stack(examples: list[Mapping[str, HostArray]]) -> dict[str, HostArray]:
     labels = np.empty((len(examples), *examples[0][LABEL].shape), np.int32)
     for row, example in enumerate(examples):
         labels[row] = example[LABEL]
-    return {IMAGE: np.stack([e[IMAGE] for e in examples]), LABEL: labels, VALID: np.ones(len(examples), bool)}
+    batch = {key: np.stack([e[key] for e in examples]) for key in (IMAGE, WEIGHT) if key in examples[0]}
+    return {**batch, LABEL: labels, VALID: np.ones(len(examples), bool)}
 
 
 def _start(batches: grain.MapDataset, workers: int, worker_mode: str) -> Any:
