@@ -12,6 +12,9 @@ label (and the weight map) at the nearest pixel. What lies outside is the mean c
 
 Such a map is separable. The image is moved by two small interpolation matrices (matrix products, no gather), the
 label by one list of rows and one of columns; flips alone are a reversal; with nothing to do nothing is done.
+
+An elastic deformation, where one is asked for, comes first: pixel p of the input becomes that at p + v(p), v smooth.
+What lies outside is the input continued by reflection, of image, label and weight alike, so that they stay together.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,12 +22,15 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from segjax.ops import interpolation
 from segjax.types import IMAGE, LABEL, WEIGHT, Array, Batch
 
 Augment = Callable[[Array, Batch, Array], Batch]
 
 # Which of an example's uniform numbers is for what: switching one option on changes no other draw.
 _FLIP, _SCALE, _Y, _X, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _DRAWS = range(9)
+_ELASTIC = _DRAWS + 1  # folded into the key of an example; _DRAWS itself for sampled pixels
+_GRID = 3  # control points of an elastic deformation along each axis
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, to the digits torchvision uses
 
 
@@ -36,13 +42,14 @@ def make_augment(
     ignore_label: int,
     scale: tuple[float, float] = (1.0, 1.0),
     flip: float = 0.5,
+    elastic: float = 0.0,
     brightness: float = 0.0,
     contrast: float = 0.0,
     saturation: float = 0.0,
     hue: float = 0.0,
     sampled_pixels: int = 0,
 ) -> Augment:
-    """The augmentation of a training batch: zoom, crop, flip, colour, normalisation, in this order.
+    """The augmentation of a training batch: elastic, zoom, crop, flip, colour, normalisation, in this order.
 
     Colour changes have torchvision's definitions and ranges, in the fixed order brightness, contrast, saturation,
     hue (torchvision shuffles it); contrast's mean grey is that of the pixels inside the input.
@@ -53,6 +60,7 @@ def make_augment(
       ignore_label: label of pixels outside the input.
       scale: (low, high) of the zoom s, 0 < low <= high; DeepLab's is (0.5, 2).
       flip: probability of a horizontal flip.
+      elastic: standard deviation of the displacements of ``displacements``, pixels of the input; 0: off, U-Net's: 10.
       brightness, contrast, saturation: b >= 0, factors uniform in [max(0, 1 - b), 1 + b].
       hue: h in [0, 0.5], shift uniform in [-h, h] of a full turn.
       sampled_pixels: keep the labels of that many pixels of each image, drawn uniformly among the labelled ones, and
@@ -63,8 +71,11 @@ def make_augment(
       fold_in(key, index[i]) alone. Other keys pass.
     Raises:
       ValueError: an option out of range.
-    Source: Chen et al. 2018 (DeepLabV3+), section 4 (scale 0.5-2, flip, crop); torchvision.transforms.ColorJitter.
+    Source: Chen et al. 2018 (DeepLabV3+), section 4 (scale 0.5-2, flip, crop); torchvision.transforms.ColorJitter;
+    Ronneberger et al. 2015 (U-Net), section 3.1 (elastic).
     """
+    if not 0.0 <= elastic < float("inf"):
+        raise ValueError(f"elastic is {elastic}, expected 0 (off) or a standard deviation in pixels")
     factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
     _check(size, scale, flip, factors, hue)
     if sampled_pixels < 0:
@@ -74,6 +85,9 @@ def make_augment(
         """The batch moved, coloured and normalised."""
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         draws = jax.vmap(lambda k: jax.random.uniform(k, (_DRAWS,)))(keys)
+        if elastic:
+            # A key of its own: switching it on changes no other draw.
+            batch = _deform(batch, jax.vmap(lambda k: jax.random.fold_in(k, _ELASTIC))(keys), elastic)
         moved, inside = _move(batch, draws, size, scale, flip, ignore_label)
         image = moved[IMAGE]
         if any(factors.values()) or hue:
@@ -98,6 +112,27 @@ def _sampled(keys: Array, label: Array, count: int, ignore_label: int) -> Array:
     return jax.vmap(one)(keys, label)
 
 
+def displacements(key: Array, size: tuple[int, int], std: float) -> Array:
+    """A smooth random vector for every pixel.
+
+    Vectors are drawn at 3x3 control points, on the corners, the middles of the edges and the centre, each coordinate
+    normal with the deviation given, and interpolated in between by Keys' cubic kernel (a = -1/2).
+
+    Args:
+      key: PRNG key.
+      size: (H, W), pixels.
+      std: of each coordinate of a control point, pixels; 10 in the paper.
+    Returns:
+      f32[H, W, 2], (rows, columns).
+    Source: Ronneberger, Fischer & Brox 2015, section 3.1, https://arxiv.org/abs/1505.04597.
+    """
+    control = std * jax.random.normal(key, (_GRID, _GRID, 2))
+    rows, columns = (
+        interpolation.interpolation_matrix(n, _GRID, method="bicubic", align_corners=True, a=-0.5) for n in size
+    )
+    return jnp.einsum("ya,xb,abv->yxv", rows, columns, control, precision=jax.lax.Precision.HIGHEST)
+
+
 def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> dict[str, Array]:
     """The batch with its image as (image / 255 - mean) / std, float32: all that evaluation does to an image.
 
@@ -116,6 +151,45 @@ def _normalised(image: Array, mean: Sequence[float], std: Sequence[float]) -> Ar
     factor, offset = 1.0 / (255.0 * std), -jnp.asarray(mean, jnp.float32) / std
     shape = (1,) * (image.ndim - 1) + (-1,)
     return image * factor.reshape(shape) + offset.reshape(shape)
+
+
+def _deform(batch: Batch, keys: Array, std: float) -> dict[str, Array]:
+    """Image (f32, bilinear), label and weight (nearest pixel) displaced; reflected about the outermost pixels."""
+    height, width = batch[IMAGE].shape[1:3]
+    moved = {name: jnp.asarray(batch[name]) for name in (IMAGE, LABEL, WEIGHT) if name in batch}
+
+    def one(example: dict[str, Array], key: Array) -> dict[str, Array]:
+        vectors = displacements(key, (height, width), std)
+        y = _reflected(jnp.arange(height, dtype=jnp.float32)[:, None] + vectors[..., 0], height)
+        x = _reflected(jnp.arange(width, dtype=jnp.float32)[None, :] + vectors[..., 1], width)
+        return {name: (_sample if name == IMAGE else _pick)(value, y, x) for name, value in example.items()}
+
+    return {**batch, **jax.vmap(one)(moved, keys)}
+
+
+def _reflected(at: Array, size: int) -> Array:
+    """Coordinates, of pixel centres at 0 .. size - 1, of the points that those beyond the ends mirror."""
+    period = max(2 * (size - 1), 1)
+    at = jnp.mod(at, period)
+    return jnp.clip(jnp.minimum(at, period - at), 0, size - 1)
+
+
+def _sample(image: Array, y: Array, x: Array) -> Array:
+    """image [H, W, C] at points [h, w] inside it, bilinearly: f32[h, w, C]."""
+    image, top, left = image.astype(jnp.float32), jnp.floor(y), jnp.floor(x)
+    down, right = (y - top)[..., None], (x - left)[..., None]
+    above, below = (
+        _pick(image, row, left) * (1 - right) + _pick(image, row, left + 1) * right for row in (top, top + 1)
+    )
+    return above * (1 - down) + below * down
+
+
+def _pick(plane: Array, y: Array, x: Array) -> Array:
+    """plane [H, W, ...] at the pixels whose centres are nearest to points [h, w]."""
+    row, column = (jnp.floor(at + 0.5).astype(jnp.int32) for at in (y, x))
+    height, width = plane.shape[:2]
+    index = jnp.minimum(row, height - 1) * width + jnp.minimum(column, width - 1)
+    return jnp.take(plane.reshape(height * width, *plane.shape[2:]), index, axis=0, mode="clip")
 
 
 def _move(

@@ -207,9 +207,94 @@ def test_sampled_pixels():
     np.testing.assert_array_equal(run[1000](jax.random.key(199), data, index)["label"], full)
 
 
+def displaced_by_pixel(data, row, key, std):
+    """Image, label and weight of one example by the definition, a loop over pixels and control points."""
+    image, label, weight = (np.asarray(data[name][row], np.float64) for name in ("image", "label", "weight"))
+    height, width = label.shape
+    control = std * np.asarray(jax.random.normal(key, (3, 3, 2)), np.float64)
+
+    def smooth(at, size):
+        """Weights of the three control points, those beyond repeating the outermost."""
+        place, out = at * 2 / (size - 1), np.zeros(3)
+        for k in range(-2, 6):
+            d = abs(place - k)
+            near, far = 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+            out[np.clip(k, 0, 2)] += near if d <= 1 else far if d < 2 else 0
+        return out
+
+    def mirror(at, size):
+        while not 0 <= at <= size - 1:
+            at = -at if at < 0 else 2 * (size - 1) - at
+        return at
+
+    out = np.zeros_like(image), np.zeros_like(label), np.zeros_like(weight), np.zeros_like(label)
+    for i, j in np.ndindex(height, width):
+        v = np.einsum("a,b,abv->v", smooth(i, height), smooth(j, width), control)
+        y, x = mirror(i + v[0], height), mirror(j + v[1], width)
+        top, left = min(int(y), height - 2), min(int(x), width - 2)
+        fy, fx = y - top, x - left
+        four = image[top : top + 2, left : left + 2]
+        out[0][i, j] = (1 - fy) * ((1 - fx) * four[0, 0] + fx * four[0, 1]) + fy * (
+            (1 - fx) * four[1, 0] + fx * four[1, 1]
+        )
+        near = int(y + 0.5), int(x + 0.5)
+        out[1][i, j], out[2][i, j] = label[near], weight[near]
+        out[3][i, j] = min(abs(y + 0.5 - round(y + 0.5)), abs(x + 0.5 - round(x + 0.5)))  # from a pixel's edge
+    return out
+
+
+@pytest.mark.parametrize("std", [1.0, 10.0])
+def test_elastic_deformation_is_the_definition(std):
+    """At 10 pixels most of a small image is reflected, some of it more than once."""
+    data, key, index = batch(height=17, width=22), jax.random.key(3), np.array([4, 0, 9])
+    out = jax.jit(augment.make_augment(size=(17, 22), flip=0.0, elastic=std, **PLAIN))(key, data, index)
+    for row, i in enumerate(index):
+        own = jax.random.fold_in(jax.random.fold_in(key, i), augment._ELASTIC)
+        image, label, weight, from_edge = displaced_by_pixel(data, row, own, std)
+        np.testing.assert_allclose(denormalised(out["image"][row]), image, atol=5e-2)
+        clear = from_edge > 1e-4
+        assert clear.mean() > 0.9
+        np.testing.assert_array_equal(np.asarray(out["label"][row])[clear], label[clear])
+        np.testing.assert_allclose(np.asarray(out["weight"][row])[clear], weight[clear], rtol=1e-6)
+
+
+def test_elastic_control_points_have_the_deviation_asked_for():
+    """Corners, middles of edges and the centre are control points; in between the vectors change smoothly."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(400))
+    vectors = np.asarray(jax.vmap(lambda k: augment.displacements(k, (41, 61), 10.0))(keys))
+    points = vectors[:, ::20, ::30]
+    assert points.shape == (400, 3, 3, 2)
+    assert abs(points.std() - 10) < 0.3 and abs(points.mean()) < 0.3
+    correlation = np.corrcoef(points.reshape(400, 18).T) - np.eye(18)
+    assert np.abs(correlation).max() < 0.25
+    np.testing.assert_allclose(points[0, ..., 0], 10 * jax.random.normal(keys[0], (3, 3, 2))[..., 0], rtol=1e-4)
+    assert np.abs(np.diff(vectors, axis=1)).max() < 6 and np.abs(np.diff(vectors, n=2, axis=2)).max() < 1
+
+
+def test_elastic_leaves_the_other_draws_alone():
+    """The colours of a constant image; an example draws from its own number; half an image stays a half."""
+    data, key = batch(rows=4, height=12, width=12), jax.random.key(2)
+    data["image"][:] = 90
+    options = {"size": (12, 12), "brightness": 0.5, **PLAIN}
+    plain, elastic = (jax.jit(augment.make_augment(elastic=std, **options)) for std in (0.0, 3.0))
+    whole = elastic(key, data, np.arange(4))
+    np.testing.assert_allclose(plain(key, data, np.arange(4))["image"], whole["image"], atol=1e-5)
+    part = elastic(key, {name: value[2:] for name, value in data.items()}, np.arange(2, 4))
+    np.testing.assert_array_equal(part["label"], whole["label"][2:])
+    assert (np.asarray(whole["label"]) != np.asarray(plain(key, data, np.arange(4))["label"])).any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3)])
+def test_elastic_deformation_of_tiny_images(size):
+    data = batch(height=size[0], width=size[1])
+    out = augment.make_augment(size=size, elastic=10.0, **PLAIN)(jax.random.key(0), data, np.arange(3))
+    assert np.isfinite(out["image"]).all() and set(np.unique(out["label"])) <= set(np.unique(data["label"]))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"size": (0, 4)}, r"\(0, 4\)"), ({"scale": (2.0, 0.5)}, r"\(2.0, 0.5\)"), ({"scale": (0.0, 1.0)}, "0 < low"),
+    [({"elastic": -1.0}, "elastic is -1.0"),
+     ({"size": (0, 4)}, r"\(0, 4\)"), ({"scale": (2.0, 0.5)}, r"\(2.0, 0.5\)"), ({"scale": (0.0, 1.0)}, "0 < low"),
      ({"flip": 1.5}, "1.5"), ({"contrast": -0.1}, "contrast is -0.1"), ({"hue": 0.6}, "0.6"),
      ({"sampled_pixels": -1}, "sampled_pixels is -1")],
 )  # fmt: skip
