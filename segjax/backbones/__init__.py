@@ -41,7 +41,8 @@ def build(name: str, /, **options: Any) -> nn.Module:
     Args:
         name: "resnet18", "mobilenet_v2", ...
         **options: ``output_stride`` (8, 16 or 32), ``width`` (a factor of every channel count), ``dilate_first_block``,
-            ``axis_name`` (of pmap, for batch norm), ``name`` (linen's, where the module is part of another).
+            ``axis_name`` (of pmap, for batch norm), ``name`` (linen's, where the module is part of another), and the
+            family's own: ``pool`` of a VGG, ``multi_grid`` and ``cascade`` of a ResNet.
     Returns:
         a linen module.
     Raises:
