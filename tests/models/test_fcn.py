@@ -245,8 +245,8 @@ def test_convolutionize():
         fcn.convolutionize(weight, (7, 7))
 
 
-def test_fcn_is_the_classifier_at_every_place():
-    """FCN-32s of the authors on 26 pixels is the classifier on 26 + 2 * 99 = 224; on 58, at 2 x 2 places.
+def test_fcn_is_the_classifier():
+    """FCN-32s of the authors on 26 pixels is the classifier on 26 + 2 * 99 = 224.
 
     The classifier flattens pool5 and multiplies by fully connected layers, as PyTorch's VGG does.
     """
@@ -275,14 +275,22 @@ def test_fcn_is_the_classifier_at_every_place():
 
 
 def test_from_classifier():
+    """Started from ``models.classifier``: its logits on the image with 99 rows and columns of zeros around are ours."""
     module = build(**SMALL, variant="authors", stride=16)
-    ours, theirs = draw(shapes(module)), draw(shapes(module), seed=1)
-    classifier = {"params": {k: theirs["params"][k] for k in ("backbone", "fc6", "fc7")} | {"head": {"bias": 0}}}
-    started = fcn.from_classifier(ours, classifier)["params"]
-    for name, tree in started.items():
-        source = theirs if name in ("backbone", "fc6", "fc7") else ours
+    theirs = models.build("classifier", num_classes=3, backbone="vgg11", width=1 / 32)
+    ours, classifier = draw(shapes(module)), draw(shapes(theirs, (224, 224)), seed=1, gain=1.3)
+    started = fcn.from_classifier(ours, classifier)
+    assert jax.tree.map(np.shape, started) == jax.tree.map(np.shape, ours)
+    for name, tree in started["params"].items():
+        source = classifier if name in ("backbone", "fc6", "fc7") else ours
         jax.tree.map(np.testing.assert_array_equal, tree, source["params"][name])
-    assert "head" not in started
+    started["params"]["score_fr"] = classifier["params"]["head"]
+    image = noise(1, 26, 26, 3)
+    _, inner = compiled(functools.partial(apply_and_keep, module))(started, image)
+    padded = np.pad(image, ((0, 0), (99, 99), (99, 99), (0, 0)))
+    logits = compiled(theirs.apply)(classifier, padded)["logits"]
+    assert np.abs(logits).max() > 0.1
+    np.testing.assert_allclose(inner["score_fr"][0, 0, 0], logits[0], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="params/fc6: the classifier's shapes"):
         fcn.from_classifier(draw(shapes(build(**SMALL))), classifier)
 
