@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax.ops.geometry import per_axis
+from segjax.ops.separable import select_pixels
 from segjax.types import Array
 
 
@@ -91,15 +92,13 @@ def nearest_unpool(y: Array, factor: int | Sequence[int]) -> Array:
         factor: f, pixels of a cell per axis.
 
     Returns:
-        [B, f H, f W, C] of y's dtype.
+        [B, f H, f W, C] of y's dtype. Its gradient sums in float32 (float64 for float64), in reverse mode, twice too.
 
     Raises:
         ValueError: y is no batch of images, or factor below 1.
     """
-    f, g = _factors(y, factor)
-    batch, height, width, channels = y.shape
-    cells = jnp.broadcast_to(y[:, :, None, :, None], (batch, height, f, width, g, channels))
-    return cells.reshape(batch, height * f, width * g, channels)
+    factors = _factors(y, factor)
+    return select_pixels(y, *(np.repeat(np.arange(n), f) for n, f in zip(y.shape[1:3], factors, strict=True)))
 
 
 def _factors(y: Array, factor: int | Sequence[int]) -> tuple[int, ...]:
@@ -143,9 +142,12 @@ def _scatter(y, indices, size):
     pixels = size[0] * size[1]
     # A negative index would count from the end.
     flat = jnp.where(indices < 0, pixels, indices).reshape(batch, height * width, channels)
-    places = (jnp.arange(batch)[:, None, None], flat, jnp.arange(channels)[None, None, :])
-    x = jnp.zeros((batch, pixels, channels), y.dtype)
-    return x.at[places].set(y.reshape(flat.shape), mode="drop").reshape(batch, *size, channels)
+
+    def one(flat: Array, y: Array) -> Array:
+        return jnp.zeros(pixels, y.dtype).at[flat].set(y, mode="drop")
+
+    # Mapped over batch and channels: an index of the batch would have a mesh gather all of it on every device.
+    return jax.vmap(jax.vmap(one, 1, 1))(flat, y.reshape(flat.shape)).reshape(batch, *size, channels)
 
 
 def _cell(n: int, m: int) -> int | None:

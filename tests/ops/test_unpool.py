@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def written(y, indices, size):
 def assert_adjoint(forward, backward, x, y):
     """<A x, y> = <x, B y> for these, and B is A transposed by jax, as are their matrices."""
     np.testing.assert_allclose(np.vdot(forward(x), y), np.vdot(x, backward(y)), rtol=1e-4)
-    np.testing.assert_allclose(backward(y), jax.linear_transpose(forward, x)(y)[0], atol=1e-5)
+    np.testing.assert_allclose(backward(y), jax.vjp(forward, x)[1](y)[0], atol=1e-5)
     a = jax.jit(jax.jacrev(forward))(x).reshape(y.size, x.size)
     b = jax.jit(jax.jacrev(backward))(y).reshape(x.size, y.size)
     np.testing.assert_allclose(b, a.T, atol=1e-6)
@@ -159,6 +160,29 @@ def test_vmap_types_and_no_images():
         assert up(none, none.astype(int)).shape == (none.shape[0], 5, 6, none.shape[3])
         assert jax.grad(lambda y: jnp.sum(up(y, y.astype(int))))(none).shape == none.shape
         assert ops.bed_of_nails(none, 2).shape == ops.nearest_unpool(none, 2).shape
+
+
+def test_max_unpool_gathers_no_batch_from_other_devices():
+    """Each device writes and reads its own examples; indices outside their cells take the scatter at run time."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    by_batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    value, index = jax.device_put(ops.max_pool(normal(4, 8, 8, 2), 2, return_indices=True), by_batch)
+    scatter = lambda y, index: unpool._scatter(y, index, (8, 8))
+    up = lambda y, index: ops.max_unpool(y, index, (8, 8))
+    gradient = jax.grad(lambda y, index: jnp.sum(up(y, index) ** 2))
+    for function in (scatter, up, gradient):
+        text = jax.jit(function).lower(value, index).compile().as_text()
+        assert "num_partitions=4" in text
+        assert not re.search("all-gather|all-to-all|collective-permute", text)
+
+
+def test_nearest_unpool_sums_bfloat16_gradients_in_float32():
+    """The sum of 256 positive values, rounded once."""
+    g = jnp.asarray(np.abs(normal(1, 32, 32, 2)), jnp.bfloat16)
+    y = jnp.zeros((1, 2, 2, 2), jnp.bfloat16)
+    sums = np.asarray(g, np.float64).reshape(1, 2, 16, 2, 16, 2).sum((2, 4))
+    got = jax.vjp(lambda y: ops.nearest_unpool(y, 16), y)[1](g)[0]
+    np.testing.assert_allclose(np.asarray(got, np.float64), sums, rtol=2**-8)
 
 
 def test_gradients_of_both_orders():
