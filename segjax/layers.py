@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax import ops
-from segjax.ops.geometry import Padding
+from segjax.ops.geometry import Padding, check_groups
 from segjax.types import Array, InputError, Outputs, PyTree, Variables
 
 MOMENTS = "moments"  # the collection in which ``Network.apply_batch_norm`` reports what batch norms were given
@@ -146,6 +146,9 @@ class Conv(nn.Module):
             rule by the fan-out as torchvision counts it (for depthwise kernels too).
         padding: as in ``ops.conv``; None: dilation * (size // 2), from which output rows are ceil(H / stride).
 
+    Raises:
+        ValueError: an even size without ``padding``, features or channels that groups do not divide.
+
     Source: He et al. 2015, section 2.2, https://arxiv.org/abs/1502.01852.
     """
 
@@ -161,6 +164,9 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, Cin] to [B, H', W', Cout], H' = ceil(H / stride) with the default padding."""
+        check_groups(self.groups, self.features, x.shape[-1])
+        if self.padding is None and self.size % 2 == 0:
+            raise ValueError(f"size={self.size} without padding: expected an odd size, or a padding")
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self._draw, shape).astype(x.dtype)
         padding = self.dilation * (self.size // 2) if self.padding is None else self.padding
@@ -217,11 +223,10 @@ class ConvTranspose(nn.Module):
         """Maps [B, H', W', Cin] to [B, H, W, features]; ``output_size`` as in ``ops.conv_transpose``.
 
         Raises:
-            ValueError: features that groups do not divide, ``bilinear`` with another number of channels than come in,
+            ValueError: channels that groups do not divide, ``bilinear`` with another number of channels than come in,
                 and as ``ops.conv_transpose``.
         """
-        if self.features % self.groups:
-            raise ValueError(f"features={self.features} with groups={self.groups}: expected a multiple of groups")
+        check_groups(self.groups, self.features, y.shape[-1])
         shape = (self.size, self.size, self.features // self.groups, y.shape[-1])
         kernel = self.param("kernel", self._draw, shape).astype(y.dtype)
         x = ops.conv_transpose(

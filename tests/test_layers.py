@@ -85,8 +85,10 @@ def test_conv_transpose_starts_bilinear():
     np.testing.assert_allclose(x[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], atol=1e-5)
     with pytest.raises(ValueError, match="3 channels in and features=4"):
         layers.ConvTranspose(4, 4, 2, bilinear=True).init(jax.random.key(0), y)
-    with pytest.raises(ValueError, match="features=3 with groups=2"):
+    with pytest.raises(ValueError, match="4 input and 3 output channels: expected a divisor"):
         layers.ConvTranspose(3, groups=2).init(jax.random.key(0), normal(1, 5, 6, 4))
+    with pytest.raises(ValueError, match="size=2 without padding"):
+        layers.Conv(3, 2).init(jax.random.key(0), normal(1, 5, 6, 4))
 
 
 def test_separable_and_atrous_convolutions_are_the_operations():

@@ -1,30 +1,15 @@
-"""The transposed convolution: the transpose of the convolution's matrix, with derivatives of its own.
+"""The transposed convolution, the transpose of the convolution's matrix, and the gradient by the kernel."""
 
-A convolution is linear in x and in its kernel k, so <conv(x, k), y> is linear in each of x, k and y. Differentiating it
-by y, x and k gives three maps:
-
-    conv(x, k)                     by y
-    conv_transpose(y, k)           by x
-    conv_kernel_gradient(x, y)     by k
-
-The derivatives of each of the three are the other two. Stated so, gradients of every order are plain convolutions:
-XLA's own gradient of a dilated convolution's kernel took 1.9 s on two cores where this took 24 ms (4x30x30x128, 4x4
-taps, stride 2).
-"""
-
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from segjax.ops import blocked, tap_products
-from segjax.ops.conv import check_pair, conv2d
-from segjax.ops.geometry import Geometry, Padding, check_groups, conv_geometry, per_axis, transpose_geometry
-from segjax.ops.transpose_methods import by_fractional_stride, by_matrix, by_stamping, by_subpixels
+from segjax.ops.conv_maps import METHODS, kernel_gradient, transpose
+from segjax.ops.geometry import Padding, check_groups, check_pair, conv_geometry, per_axis, transpose_geometry
 from segjax.types import Array
 
-METHODS = ("auto", "matrix", "stamp", "fractional", "subpixel")
+_transpose = jax.jit(transpose, static_argnums=(2, 3))  # a loop is not compiled anew at each call outside jit
 
 
 def conv_transpose(
@@ -104,8 +89,8 @@ def conv_kernel_gradient(
     """Differentiates <ops.conv(x, kernel), y> by the kernel.
 
     The result at tap t is the sum over outputs i of x[s i + d t - low, c] y[i, o]: with y the gradient of a loss by
-    the convolution's output it is the loss's gradient by the kernel; with x and y exchanged in rank, that of
-    `ops.conv_transpose`.
+    the convolution's output it is the loss's gradient by the kernel; with x and y exchanged in role, that
+    of `ops.conv_transpose`.
 
     Args:
         x: [B, W, Cin] or [B, H, W, Cin], the convolution's input.
@@ -124,11 +109,11 @@ def conv_kernel_gradient(
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
     rank = x.ndim - 2
-    if rank not in (1, 2) or y.ndim != x.ndim or y.dtype != x.dtype or x.shape[-1] % max(groups, 1):
+    if rank not in (1, 2) or y.ndim != x.ndim or y.dtype != x.dtype:
         raise ValueError(
-            f"x {x.dtype}{x.shape} and y {y.dtype}{y.shape}: expected [B, W, C] or [B, H, W, C] for both, of one "
-            f"dtype, and groups={groups} to divide x's channels"
+            f"x {x.dtype}{x.shape} and y {y.dtype}{y.shape}: expected [B, W, C] or [B, H, W, C] for both, of one dtype"
         )
+    check_groups(groups, y.shape[-1], x.shape[-1])
     window = per_axis("window", window, rank)
     shape = (*window, x.shape[-1] // groups, y.shape[-1])
     geometry = conv_geometry(x.shape[1:-1], shape, stride, padding, dilation, groups)
@@ -136,98 +121,5 @@ def conv_kernel_gradient(
     if y.shape != expected:
         raise ValueError(f"y {y.shape}: expected {expected}, the shape of the convolution's output for x {x.shape}")
     if rank == 1:
-        return _kernel_gradient(x[:, None], y[:, None], geometry)[0]
-    return _kernel_gradient(x, y, geometry)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _transpose(y: Array, kernel: Array, geometry: Geometry, method: str) -> Array:
-    by = {
-        "matrix": by_matrix,
-        "stamp": by_stamping,
-        "fractional": by_fractional_stride,
-        "subpixel": by_subpixels,
-        "auto": _fastest,
-    }
-    return by[method](y, kernel, geometry)
-
-
-def _transpose_forward(y, kernel, geometry, method):
-    return _transpose(y, kernel, geometry, method), (y, kernel)
-
-
-def _transpose_backward(geometry, method, saved, g):
-    y, kernel = saved
-    return _conv(g, kernel, geometry), _kernel_gradient(g, y, geometry)
-
-
-_transpose.defvjp(_transpose_forward, _transpose_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    if not blocked.divides(geometry):
-        return conv2d(x, kernel, geometry)
-    return _on_cpu(blocked.convolve, conv2d, geometry)(x, kernel)
-
-
-def _conv_forward(x, kernel, geometry):
-    return _conv(x, kernel, geometry), (x, kernel)
-
-
-def _conv_backward(geometry, saved, y):
-    x, kernel = saved
-    return _transpose(y, kernel, geometry, "auto"), _kernel_gradient(x, y, geometry)
-
-
-_conv.defvjp(_conv_forward, _conv_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _kernel_gradient(x: Array, y: Array, geometry: Geometry) -> Array:
-    if blocked.divides(geometry):
-        return _on_cpu(blocked.kernel_gradient, _plain_kernel_gradient, geometry)(x, y)
-    if tap_products.suits(geometry):
-        return _on_cpu(tap_products.kernel_gradient, _plain_kernel_gradient, geometry)(x, y)
-    return _plain_kernel_gradient(x, y, geometry)
-
-
-def _kernel_gradient_forward(x, y, geometry):
-    return _kernel_gradient(x, y, geometry), (x, y)
-
-
-def _kernel_gradient_backward(geometry, saved, kernel):
-    x, y = saved
-    return _transpose(y, kernel, geometry, "auto"), _conv(x, kernel, geometry)
-
-
-_kernel_gradient.defvjp(_kernel_gradient_forward, _kernel_gradient_backward)
-
-
-def _plain_kernel_gradient(x: Array, y: Array, geometry: Geometry) -> Array:
-    shape = (*geometry.window, x.shape[3] // geometry.groups, y.shape[3])
-    return jax.vjp(lambda kernel: conv2d(x, kernel, geometry), jnp.zeros(shape, x.dtype))[1](y)[0]
-
-
-def _plain_input_gradient(y: Array, kernel: Array, geometry: Geometry) -> Array:
-    shape = (y.shape[0], *geometry.input, kernel.shape[2] * geometry.groups)
-    return jax.vjp(lambda x: conv2d(x, kernel, geometry), jnp.zeros(shape, y.dtype))[1](y)[0]
-
-
-def _fastest(y: Array, kernel: Array, geometry: Geometry) -> Array:
-    """On a CPU a form without zeros; elsewhere the fractional one, which XLA hands to the library as a gradient."""
-    if geometry.groups > 1 and kernel.shape[2] == 1 and kernel.shape[3] == geometry.groups:
-        return _plain_input_gradient(y, kernel, geometry)  # of a depthwise convolution, which has forms of its own
-    if geometry.stride == (1, 1):
-        return by_fractional_stride(y, kernel, geometry)
-    if not blocked.divides(geometry) and tap_products.suits(geometry):
-        return _on_cpu(tap_products.transpose, by_fractional_stride, geometry)(y, kernel)
-    return _on_cpu(by_subpixels, by_fractional_stride, geometry)(y, kernel)
-
-
-def _on_cpu(cpu: Callable, default: Callable, geometry: Geometry) -> Callable:
-    return functools.partial(
-        jax.lax.platform_dependent,
-        cpu=functools.partial(cpu, geometry=geometry),
-        default=functools.partial(default, geometry=geometry),
-    )
+        return kernel_gradient(x[:, None], y[:, None], geometry)[0]
+    return kernel_gradient(x, y, geometry)

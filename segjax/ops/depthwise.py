@@ -11,14 +11,14 @@ gradients of these maps are the same three again: `depthwise`, `_input_gradient`
 import functools
 import itertools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from segjax.ops.geometry import interleave, phases
+from segjax.ops.geometry import Pair, interleave, phases
 from segjax.types import Array
 
-Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 
 
@@ -38,7 +38,7 @@ def depthwise(x: Array, kernel: Array, stride: Pair, pads: Pads, dilation: Pair)
     Returns:
         [B, H', W', C].
     """
-    forward = functools.partial(_multiply_add, stride=stride, pads=pads, dilation=dilation)
+    forward = _in_float32(_multiply_add, stride=stride, pads=pads, dilation=dilation)
     plain = functools.partial(_plain, stride=stride, pads=pads, dilation=dilation)
     return jax.lax.platform_dependent(x, kernel, cpu=forward, default=plain)
 
@@ -51,7 +51,7 @@ def _input_gradient(kernel, g, shape, stride, pads, dilation):
         forward = functools.partial(_plain, kernel=kernel, stride=stride, pads=pads, dilation=dilation)
         return jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, g.dtype))(g)[0]
 
-    sums = functools.partial(_sums_of_phases, shape=shape, stride=stride, pads=pads, dilation=dilation)
+    sums = _in_float32(_sums_of_phases, shape=shape, stride=stride, pads=pads, dilation=dilation)
     return jax.lax.platform_dependent(kernel, g, cpu=sums, default=plain)
 
 
@@ -88,6 +88,16 @@ def _kernel_gradient_backward(window, stride, pads, dilation, saved, kernel):
 depthwise.defvjp(lambda x, k, *geometry: (depthwise(x, k, *geometry), (x, k)), _depthwise_backward)
 _input_gradient.defvjp(lambda k, g, *rest: (_input_gradient(k, g, *rest), (k, g)), _input_gradient_backward)
 _kernel_gradient.defvjp(lambda x, g, *rest: (_kernel_gradient(x, g, *rest), (x, g)), _kernel_gradient_backward)
+
+
+def _in_float32(sums: Callable, **geometry: object) -> Callable:
+    """The sums of bfloat16 terms in float32, rounded once."""
+
+    def rounded(a: Array, b: Array) -> Array:
+        wide = jnp.promote_types(a.dtype, jnp.float32)
+        return sums(a.astype(wide), b.astype(wide), **geometry).astype(a.dtype)
+
+    return rounded
 
 
 def _plain(x, kernel, stride, pads, dilation):

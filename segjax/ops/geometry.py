@@ -1,10 +1,13 @@
 """Geometry of windowed operations: arguments per axis, padding pairs, output sizes, and which window reads a pixel."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from segjax.types import Array
 
@@ -84,30 +87,52 @@ def image_geometry(
         ValueError: a dilated window is larger than the padded input.
     """
     output = output_size(size, window, stride, pads, dilation)
-    row = ((1,), (1,), (1,), ((0, 0),), (1,), (1,)) if len(size) == 1 else ((),) * 6
-    values = (tuple(size), tuple(window), tuple(stride), tuple(pads), tuple(dilation), output)
-    *rest, output = (one + value for one, value in zip(row, values, strict=True))
-    return Geometry(*rest, groups, output)
+    if len(size) == 2:
+        return Geometry(tuple(size), tuple(window), tuple(stride), tuple(pads), tuple(dilation), groups, output)
+    return Geometry((1, *size), (1, *window), (1, *stride), ((0, 0), *pads), (1, *dilation), groups, (1, *output))
 
 
-def check_groups(groups: int, features: int) -> None:
-    """Checks that groups divide the number of output channels of a convolution.
+def check_groups(groups: int, features: int, channels: int = 0) -> None:
+    """Checks that groups divide the numbers of output and input channels of a convolution.
 
     Args:
         groups: runs of channels.
         features: Cout.
+        channels: Cin, or 0 where it follows from the kernel.
 
     Raises:
         ValueError: they do not; the message names the nearest number that does.
     """
-    if not hasattr(groups, "__index__"):
+    if not hasattr(groups, "__index__") or np.ndim(groups):
         raise ValueError(f"groups={groups!r}: expected an int")
-    if groups < 1 or features % groups:
-        nearest = min((n for n in range(1, features + 1) if features % n == 0), key=lambda n: abs(n - groups))
+    common = math.gcd(features, channels)
+    if groups < 1 or common % groups:
+        nearest = min((n for n in range(1, common + 1) if common % n == 0), key=lambda n: abs(n - groups))
+        both = f"{channels} input and {features} output channels" if channels else f"{features} output channels"
+        raise ValueError(f"groups={groups} with {both}: expected a divisor; the nearest is {nearest}")
+
+
+def check_pair(name: str, x: Array, kernel: Array) -> None:
+    """Checks that an array and a kernel are both of one dimension, or both of two, and of one floating dtype.
+
+    Args:
+        name: the array's name, for the message.
+        x: [B, W, C] or [B, H, W, C].
+        kernel: [kw, I, O] or [kh, kw, I, O].
+
+    Raises:
+        ValueError: they are not.
+    """
+    if kernel.ndim not in (3, 4) or x.ndim != kernel.ndim:
         raise ValueError(
-            f"groups={groups} with {features} kernel outputs (Cout): expected a divisor of {features}; "
-            f"the nearest is {nearest}"
+            f"{name} {x.shape} with kernel {kernel.shape}: expected [B, W, C] with [kw, I, O], "
+            "or [B, H, W, C] with [kh, kw, I, O]"
         )
+    if 0 in kernel.shape:
+        raise ValueError(f"kernel {kernel.shape}: expected at least one tap, one input and one output")
+    dtypes = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (x, kernel)]
+    if dtypes[0] != dtypes[1] or not jnp.issubdtype(dtypes[0], jnp.floating):
+        raise ValueError(f"{name} of {dtypes[0]} with a kernel of {dtypes[1]}: expected one floating dtype for both")
 
 
 def per_axis(name: str, value: int | Sequence[int], rank: int, *, minimum: int = 1) -> tuple[int, ...]:
@@ -125,8 +150,8 @@ def per_axis(name: str, value: int | Sequence[int], rank: int, *, minimum: int =
     Raises:
         ValueError: wrong number of values, or one below `minimum`.
     """
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * rank
-    legal = all(hasattr(v, "__index__") and v >= minimum for v in values)
+    values = tuple(value) if isinstance(value, Sequence | np.ndarray) and np.ndim(value) == 1 else (value,) * rank
+    legal = all(hasattr(v, "__index__") and np.ndim(v) == 0 and v >= minimum for v in values)
     if len(values) != rank or not legal:
         raise ValueError(f"{name}={value!r}: expected an int >= {minimum}, or {rank} of them")
     return tuple(int(v) for v in values)
@@ -161,6 +186,7 @@ def pad_pairs(
         return tuple((t // 2, t - t // 2) for t in totals)
     if isinstance(padding, str):
         raise ValueError(f"padding={padding!r}: expected 'same', 'valid', an int, or one int or (low, high) per axis")
+    padding = padding.tolist() if isinstance(padding, np.ndarray) else padding
     if isinstance(padding, Sequence) and len(padding) == rank and all(isinstance(p, Sequence) for p in padding):
         return tuple(per_axis("padding", pair, 2, minimum=0) for pair in padding)
     return tuple((p, p) for p in per_axis("padding", padding, rank, minimum=0))
@@ -262,16 +288,17 @@ def transpose_geometry(
         _check_output_padding(extra, stride)
         wanted = output_size or tuple(n + e for n, e in zip(least, extra, strict=True))
     for axis, (n, first, s) in enumerate(zip(wanted, least, stride, strict=True)):
-        if output_size and not first <= n < first + s:
+        most = first + s - 1
+        if n < 1 or most < 1:
+            raise ValueError(
+                f"y of {tuple(size)} pixels, window {tuple(window)}, stride {stride}, padding {pads} and dilation "
+                f"{dilation} give {n if output_size is None else most} pixels on axis {axis}: expected at least 1, "
+                + (f"as output_padding={1 - first} gives" if most >= 1 else f"as {1 - most} less padding can give")
+            )
+        if not first <= n <= most:
             raise ValueError(
                 f"output_size={tuple(wanted)}: the convolution gives size {tuple(size)} only from {max(first, 1)} to "
-                f"{first + s - 1} pixels on axis {axis}; the nearest valid is {min(max(n, first, 1), first + s - 1)}"
-            )
-        if n < 1:
-            raise ValueError(
-                f"y of {tuple(size)} pixels, window {tuple(window)}, stride {stride}, padding {pads}, dilation "
-                f"{dilation}, output_padding {extra} give {n} pixels on axis {axis}: expected at least 1, that is "
-                f"{1 - n} pixels less of padding"
+                f"{most} pixels on axis {axis}; the nearest valid is {min(max(n, first, 1), most)}"
             )
     return image_geometry(wanted, window, stride, pads, dilation, groups)
 

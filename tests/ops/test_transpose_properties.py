@@ -77,7 +77,16 @@ def test_is_the_gradient_and_the_linear_transpose_of_conv(s, p, d, groups):
     y = draw(conv(x).shape, 2)
     back = ops.conv_transpose(y, kernel, output_size=(9, 8), **options)
     np.testing.assert_allclose(jax.vjp(conv, x)[1](y)[0], back, atol=1e-5)
-    np.testing.assert_allclose(jax.linear_transpose(conv, x)(y)[0], back, atol=1e-5)
+    lax = functools.partial(
+        jax.lax.conv_general_dilated,
+        rhs=kernel,
+        window_strides=(s, s),
+        padding=((p, p), (p, p)),
+        rhs_dilation=(d, d),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    np.testing.assert_allclose(jax.linear_transpose(lax, x)(y)[0], back, atol=1e-5)
     loss = lambda x, kernel: jnp.vdot(ops.conv(x, kernel, **options), y)
     dx, dk = jax.grad(loss, argnums=(0, 1))(x, kernel)
     np.testing.assert_allclose(dx, back, atol=1e-5)
