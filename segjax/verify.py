@@ -11,7 +11,7 @@ The geometry that is written out and drawn; a number is for every axis, AxB is o
 --dilation=1      pixels between taps
 --groups=1        runs of channels; as many as channels is depthwise
 --channels=N      channels of the input, one per group by default
---outputs=N       channels of the output, one per group by default
+--features=N      channels of the output, one per group by default
 
 What is checked:
 --dtype=all       float32, float64, bfloat16 or all
@@ -71,7 +71,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for name, default in (("input", ""), ("kernel", "3"), ("stride", "1"), ("padding", "0"), ("dilation", "1")):
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--groups", type=int, default=1)
-    for name in ("dims", "channels", "outputs"):
+    for name in ("dims", "channels", "features"):
         parser.add_argument(f"--{name}", type=int, default=None)
     parser.add_argument("--dtype", default="all")
     parser.add_argument("--seed", type=int, default=0)
@@ -178,7 +178,7 @@ def _case(arguments: argparse.Namespace) -> Case:
             padding=_padding(arguments.padding, len(size)),
             groups=arguments.groups,
             channels=arguments.channels,
-            outputs=arguments.outputs,
+            features=arguments.features,
         )
     except InputError:
         raise

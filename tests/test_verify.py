@@ -28,7 +28,7 @@ def test_the_textbook_example_by_default(capsys):
         (("--dims=1", "--input=9", "--kernel=2", "--stride=3"), "9 k2 s3 1>1"),
         (("--input=5", "--padding=1,0"), "5x5 k3 s1 p1,0 1>1"),
         (
-            ("--input=5x7", "--kernel=2x3", "--stride=1x2", "--padding=1,0x2", "--groups=2", "--outputs=4"),
+            ("--input=5x7", "--kernel=2x3", "--stride=1x2", "--padding=1,0x2", "--groups=2", "--features=4"),
             "5x7 k2x3 s1x2 p1,0x2 g2 2>4",
         ),
         (("--dims=2", "--input=6", "--dilation=2", "--padding=same", "--channels=2"), "6x6 k3 s1 p2 d2 2>1"),

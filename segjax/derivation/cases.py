@@ -1,6 +1,7 @@
 """Geometries of a convolution: one that a user asks for, and the grid that every proof covers."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ class Case:
     dilation: tuple[int, ...]
     groups: int
     channels: int  # of the input
-    outputs: int  # channels of the output
+    features: int  # channels of the output
 
     @property
     def rank(self) -> int:
@@ -50,13 +51,13 @@ class Case:
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """(*window, channels / groups, outputs)."""
-        return (*self.window, self.channels // self.groups, self.outputs)
+        """(*window, channels / groups, features)."""
+        return (*self.window, self.channels // self.groups, self.features)
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """Rows and columns of M."""
-        return _product(self.output) * self.outputs, _product(self.size) * self.channels
+        return math.prod(self.output) * self.features, math.prod(self.size) * self.channels
 
     @property
     def options(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class Case:
         parts += [f"p{_pads(self.pads)}"] * (self.pads != ((0, 0),) * self.rank)
         parts += [f"d{_joined(self.dilation)}"] * (set(self.dilation) != {1})
         parts += [f"g{self.groups}"] * (self.groups > 1)
-        return " ".join([*parts, f"{self.channels}>{self.outputs}"])
+        return " ".join([*parts, f"{self.channels}>{self.features}"])
 
     @property
     def flags(self) -> str:
@@ -78,7 +79,7 @@ class Case:
         return (
             f"--dims={self.rank} --input={_joined(self.size)} --kernel={_joined(self.window)} "
             f"--stride={_joined(self.stride)} --padding={_pads(self.pads)} --dilation={_joined(self.dilation)} "
-            f"--groups={self.groups} --channels={self.channels} --outputs={self.outputs}"
+            f"--groups={self.groups} --channels={self.channels} --features={self.features}"
         )
 
 
@@ -91,7 +92,7 @@ def case(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     channels: int | None = None,
-    outputs: int | None = None,
+    features: int | None = None,
 ) -> Case:
     """Completes and checks the arguments of a convolution.
 
@@ -103,7 +104,7 @@ def case(
         dilation: pixels between taps, an int or one per axis.
         groups: runs of channels; as many as channels is depthwise.
         channels: of the input; None: one per group.
-        outputs: channels of the output; None: one per group.
+        features: channels of the output; None: one per group.
 
     Returns:
         the case.
@@ -115,8 +116,8 @@ def case(
     rank = len(size)
     size, window = per_axis("input", size, rank), per_axis("kernel", window, rank)
     stride, dilation = per_axis("stride", stride, rank), per_axis("dilation", dilation, rank)
-    channels, outputs = groups if channels is None else channels, groups if outputs is None else outputs
-    for name, count in (("groups", groups), ("channels", channels), ("outputs", outputs)):
+    channels, features = groups if channels is None else channels, groups if features is None else features
+    for name, count in (("groups", groups), ("channels", channels), ("features", features)):
         if count < 1:
             raise ValueError(f"{name}={count}: expected 1 or more")
         if count % groups:
@@ -124,7 +125,7 @@ def case(
             near = f"{below} or {above}" if below else f"{above}"
             raise ValueError(f"{name}={count} with groups={groups}: expected a multiple of {groups}; nearest: {near}")
     pads = pad_pairs(padding, size, window, stride, dilation)
-    made = Case(size, window, stride, pads, dilation, groups, channels, outputs)
+    made = Case(size, window, stride, pads, dilation, groups, channels, features)
     for n, k, d, (low, high), span in zip(size, window, dilation, pads, made.spans, strict=True):
         if n + low + high < span:
             raise ValueError(
@@ -141,48 +142,41 @@ def _grid() -> tuple[Case, ...]:
     return (
         one(4, 3),
         one(5, 3, 2),
-        one(6, 3, 2, channels=2, outputs=3),  # output_padding 1
+        one(6, 3, 2, channels=2, features=3),  # output_padding 1
         one(8, 4, 2, (1, 1)),
         one(9, 2, 3, channels=2),  # kernel < stride
         one(10, 3, 2, (2, 1), dilation=2),
-        one(12, 5, 3, (0, 3), channels=2, outputs=2),
-        one(11, 3, 1, (1, 2), groups=2, channels=4, outputs=6),
+        one(12, 5, 3, (0, 3), channels=2, features=2),
+        one(11, 3, 1, (1, 2), groups=2, channels=4, features=6),
         one(13, 5, 2, (2, 2), groups=3),  # depthwise
         one(8, 6, 1, (3, 2)),
         two((4, 4), 3),  # the 4 x 16 matrix of the textbooks
         two((4, 4), 3, 1, 2),
-        two((6, 6), 3, channels=2, outputs=3),
+        two((6, 6), 3, channels=2, features=3),
         two((5, 7), 3, 2, 1),
-        two((6, 8), 3, 2, 1, channels=2, outputs=3),  # output_padding 1
-        two((8, 8), 4, 2, 1, channels=2, outputs=2),
-        two((8, 6), 2, 2, channels=2, outputs=3),
+        two((6, 8), 3, 2, 1, channels=2, features=3),  # output_padding 1
+        two((8, 8), 4, 2, 1, channels=2, features=2),
+        two((8, 6), 2, 2, channels=2, features=3),
         two((7, 9), 2, 2),
-        two((7, 8), 2, 3, channels=3, outputs=2),  # kernel < stride
-        two((9, 7), 1, 2, channels=3, outputs=2),
-        two((5, 6), 1, channels=3, outputs=4),
+        two((7, 8), 2, 3, channels=3, features=2),  # kernel < stride
+        two((9, 7), 1, 2, channels=3, features=2),
+        two((5, 6), 1, channels=3, features=4),
         two((7, 6), (3, 2), (2, 1), ((1, 0), (0, 1)), channels=2),
         two((9, 8), 3, 1, 2, dilation=2),
-        two((10, 9), 3, 2, 2, dilation=2, channels=2, outputs=3),
+        two((10, 9), 3, 2, 2, dilation=2, channels=2, features=3),
         two((11, 10), (3, 2), (2, 3), ((3, 1), (0, 2)), dilation=(3, 2)),
         two((8, 8), 5, 3, 2),
         two((16, 12), 8, 4, 2, channels=2),
-        two((6, 7), 3, 1, 1, groups=2, channels=4, outputs=6),
-        two((8, 7), 3, 2, 1, groups=2, channels=4, outputs=2),
+        two((6, 7), 3, 1, 1, groups=2, channels=4, features=6),
+        two((8, 7), 3, 2, 1, groups=2, channels=4, features=2),
         two((7, 7), 3, 1, 1, groups=4),  # depthwise
         two((8, 9), 5, 2, 2, groups=3),
         two((9, 9), 3, 1, 2, dilation=2, groups=4),
-        two((6, 6), 3, 2, ((0, 1), (0, 1)), groups=2, outputs=4),  # depthwise, two outputs per channel
+        two((6, 6), 3, 2, ((0, 1), (0, 1)), groups=2, features=4),  # depthwise, two outputs per channel
         two((12, 5), (4, 5), (2, 1), ((1, 1), (4, 3))),
-        two((4, 4), 4, channels=2, outputs=3),  # one output
+        two((4, 4), 4, channels=2, features=3),  # one output
         two((4, 5), 3, 2, ((4, 3), (3, 5))),  # outputs that read padding alone
     )
-
-
-def _product(values: Sequence[int]) -> int:
-    total = 1
-    for value in values:
-        total *= value
-    return total
 
 
 def _joined(values: Sequence[int], sign: str = "x", *, always: bool = False) -> str:

@@ -13,10 +13,10 @@ import numpy as np
 from segjax import ops
 from segjax.derivation import reference
 from segjax.derivation.cases import Case
+from segjax.ops.conv_transpose import METHODS
 from segjax.types import Array, HostArray
 
 BOUNDS = {"float32": 1e-5, "float64": 1e-13, "bfloat16": 2e-2}  # of the error relative to |M| |x| per element
-METHODS = ("matrix", "stamp", "fractional", "subpixel", "auto")
 MOST_DENSE = 1 << 24  # elements of M, the zeros too, up to which it is built
 _BATCH = 2
 
@@ -101,7 +101,7 @@ def measure(
 
 def _draw(case: Case, dtype: str, seed: int) -> tuple[Array, Array, Array]:
     rng = np.random.default_rng(seed)
-    shapes = (_BATCH, *case.size, case.channels), (_BATCH, *case.output, case.outputs), case.kernel_shape
+    shapes = (_BATCH, *case.size, case.channels), (_BATCH, *case.output, case.features), case.kernel_shape
     return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
 
 

@@ -36,7 +36,7 @@ def matrices(geometry: Case) -> Image.Image:
         words,
         painted,
         cell,
-        rows=_places(geometry.output, geometry.outputs, cell, across=False),
+        rows=_places(geometry.output, geometry.features, cell, across=False),
         columns=_places(geometry.size, geometry.channels, cell, across=True),
         row_title="y",
         column_title=f"input {pixel}, x",
@@ -46,7 +46,7 @@ def matrices(geometry: Case) -> Image.Image:
         painted.swapaxes(0, 1),
         cell,
         rows=_places(geometry.size, geometry.channels, cell, across=False),
-        columns=_places(geometry.output, geometry.outputs, cell, across=True),
+        columns=_places(geometry.output, geometry.features, cell, across=True),
         row_title="x",
         column_title=f"output {pixel}, y",
     )

@@ -26,7 +26,7 @@ def count_entries(case: Case) -> int:
     ):
         places = s * np.arange(m)[:, None] + d * np.arange(k) - low
         reads *= int(((places >= 0) & (places < n)).sum())
-    return reads * case.outputs * (case.channels // case.groups)
+    return reads * case.features * (case.channels // case.groups)
 
 
 @functools.lru_cache(maxsize=64)
@@ -42,7 +42,7 @@ def entries(case: Case) -> tuple[HostArray, HostArray, HostArray]:
         (rows, columns, taps), int64[entries] each; a tap counts the elements of the kernel in C order.
     """
     found = []
-    inner, outer = case.channels // case.groups, case.outputs // case.groups
+    inner, outer = case.channels // case.groups, case.features // case.groups
     for i, t in itertools.product(np.ndindex(case.output), np.ndindex(case.window)):
         pixel = tuple(
             s * a + d * b - low
@@ -50,8 +50,8 @@ def entries(case: Case) -> tuple[HostArray, HostArray, HostArray]:
         )
         if not all(0 <= p < n for p, n in zip(pixel, case.size, strict=True)):
             continue
-        for o, c in itertools.product(range(case.outputs), range(inner)):
-            row = np.ravel_multi_index((*i, o), (*case.output, case.outputs))
+        for o, c in itertools.product(range(case.features), range(inner)):
+            row = np.ravel_multi_index((*i, o), (*case.output, case.features))
             column = np.ravel_multi_index((*pixel, o // outer * inner + c), (*case.size, case.channels))
             found.append((row, column, np.ravel_multi_index((*t, c, o), case.kernel_shape)))
     rows, columns, taps = np.array(found, np.int64).reshape(-1, 3).T
@@ -83,12 +83,12 @@ def convolve(case: Case, x: HostArray, kernel: HostArray) -> HostArray:
         kernel: float64, of the case's kernel shape.
 
     Returns:
-        float64[B, *output, outputs].
+        float64[B, *output, features].
     """
     rows, columns, taps = entries(case)
     flat = np.zeros((len(x), case.matrix_shape[0]))
     np.add.at(flat, (slice(None), rows), kernel.ravel()[taps] * x.reshape(len(x), -1)[:, columns])
-    return flat.reshape(len(x), *case.output, case.outputs)
+    return flat.reshape(len(x), *case.output, case.features)
 
 
 def transpose(case: Case, y: HostArray, kernel: HostArray) -> HostArray:
@@ -96,7 +96,7 @@ def transpose(case: Case, y: HostArray, kernel: HostArray) -> HostArray:
 
     Args:
         case: the geometry.
-        y: float64[B, *output, outputs].
+        y: float64[B, *output, features].
         kernel: float64, of the case's kernel shape.
 
     Returns:
@@ -114,7 +114,7 @@ def kernel_gradient(case: Case, x: HostArray, y: HostArray) -> HostArray:
     Args:
         case: the geometry.
         x: float64[B, *size, channels].
-        y: float64[B, *output, outputs].
+        y: float64[B, *output, features].
 
     Returns:
         float64 of the kernel's shape.

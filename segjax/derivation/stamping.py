@@ -94,7 +94,7 @@ def fewer_stamps(geometry: Case) -> Case:
     most, size = 6 if geometry.rank == 1 else 3, []
     for n, s, m in zip(geometry.size, geometry.stride, geometry.output, strict=True):
         size.append(n - s * min(max(m - most, 0), (n - 1) // s))
-    return dataclasses.replace(geometry, size=tuple(size), groups=1, channels=1, outputs=1)
+    return dataclasses.replace(geometry, size=tuple(size), groups=1, channels=1, features=1)
 
 
 def _stamping_words(geometry: Case, small: Case) -> str:

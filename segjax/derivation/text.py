@@ -111,7 +111,7 @@ def _sizes(values: Sequence[int]) -> str:
 
 def _channels(case: Case) -> str:
     grouped = f" in {case.groups} groups" if case.groups > 1 else ""
-    return f"{case.channels} channel{'s' * (case.channels > 1)} to {case.outputs}{grouped}"
+    return f"{case.channels} channel{'s' * (case.channels > 1)} to {case.features}{grouped}"
 
 
 def _order(case: Case) -> str:

@@ -27,8 +27,8 @@ def test_sizes(arguments, options, output, output_padding):
 
 def test_channels_are_one_per_group_by_default():
     assert case((4,), 1, groups=3).kernel_shape == (1, 1, 3)
-    assert case((4,), 1, channels=2, outputs=5).kernel_shape == (1, 2, 5)
-    assert case((4, 5), 2, groups=2, channels=4, outputs=6).kernel_shape == (2, 2, 2, 6)
+    assert case((4,), 1, channels=2, features=5).kernel_shape == (1, 2, 5)
+    assert case((4, 5), 2, groups=2, channels=4, features=6).kernel_shape == (2, 2, 2, 6)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_channels_are_one_per_group_by_default():
         ((4, 4), 5, {}, ["kernel 5", "input 4", "at most 4", "at least 5"]),
         ((4,), 3, {"dilation": 3}, ["spans 7", "at most 2", "at least 7"]),
         ((4,), 3, {"groups": 2, "channels": 5}, ["channels=5", "groups=2", "4 or 6"]),
-        ((4,), 3, {"groups": 4, "channels": 4, "outputs": 2}, ["outputs=2", "groups=4", "nearest: 4"]),
+        ((4,), 3, {"groups": 4, "channels": 4, "features": 2}, ["features=2", "groups=4", "nearest: 4"]),
         ((4,), 3, {"groups": 0}, ["groups=0", "1 or more"]),
         ((4,), 3, {"stride": 0}, ["stride", "0", ">= 1"]),
         ((4,), 3, {"padding": -1}, ["padding", "-1", ">= 0"]),
@@ -67,5 +67,5 @@ def test_the_grid_covers_what_it_should():
 
 def test_labels_tell_geometries_apart():
     assert len({geometry.label for geometry in GRID}) == len(GRID)
-    assert case((6, 8), 3, stride=2, padding=1, channels=2, outputs=3).label == "6x8 k3 s2 p1 2>3"
+    assert case((6, 8), 3, stride=2, padding=1, channels=2, features=3).label == "6x8 k3 s2 p1 2>3"
     assert max(len(geometry.label) for geometry in GRID) < 34

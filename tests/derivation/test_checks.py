@@ -9,8 +9,8 @@ from segjax import ops
 from segjax.derivation import checks
 from segjax.derivation.cases import GRID, case
 
-STRIDED = case((6, 8), 3, stride=2, padding=((1, 0), (0, 1)), groups=2, channels=4, outputs=2)
-SIGNAL = case((7,), 3, stride=2, channels=2, outputs=3)
+STRIDED = case((6, 8), 3, stride=2, padding=((1, 0), (0, 1)), groups=2, channels=4, features=2)
+SIGNAL = case((7,), 3, stride=2, channels=2, features=3)
 
 
 def bad(errors, dtype="float32"):

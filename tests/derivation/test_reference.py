@@ -38,13 +38,13 @@ def test_one_dimension_written_out(options, rows):
 
 def test_groups_read_their_own_channels():
     kernel = np.array([1.0, 2, 3, 4]).reshape(1, 1, 4)
-    matrix = reference.matrix(case((1,), 1, groups=2, channels=2, outputs=4), kernel)
+    matrix = reference.matrix(case((1,), 1, groups=2, channels=2, features=4), kernel)
     assert matrix.astype(int).tolist() == [[1, 0], [2, 0], [0, 3], [0, 4]]
 
 
 def test_channels_run_fastest():
     kernel = np.arange(1.0, 13).reshape(2, 2, 3)  # [tap, input channel, output channel]
-    matrix = reference.matrix(case((2,), 2, channels=2, outputs=3), kernel)
+    matrix = reference.matrix(case((2,), 2, channels=2, features=3), kernel)
     assert matrix.astype(int).tolist() == [[1, 4, 7, 10], [2, 5, 8, 11], [3, 6, 9, 12]]
 
 
@@ -56,7 +56,7 @@ def test_one_channel_is_numpys_correlation():
 
 @pytest.mark.parametrize("geometry", GRID, ids=lambda geometry: geometry.label)
 def test_products_are_those_of_the_matrix(geometry):
-    x, y = random((2, *geometry.size, geometry.channels)), random((2, *geometry.output, geometry.outputs), 1)
+    x, y = random((2, *geometry.size, geometry.channels)), random((2, *geometry.output, geometry.features), 1)
     kernel = random(geometry.kernel_shape, 2)
     matrix = reference.matrix(geometry, kernel)
     assert matrix.shape == geometry.matrix_shape

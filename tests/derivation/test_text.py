@@ -22,7 +22,7 @@ def test_the_matrix_is_printed():
 
 
 def test_a_large_matrix_is_told_by_its_size():
-    told = text.kernel_and_matrix(case((64, 64), 3, channels=2, outputs=4))
+    told = text.kernel_and_matrix(case((64, 64), 3, channels=2, features=4))
     assert "1 to 72 in the order (row, column, input channel, output channel)" in told
     assert "15,376 x 8,192, 276,768 entries" in told and "480 MiB dense" in told and "too large to print" in told
 
