@@ -75,6 +75,7 @@ def _common(config: ConfigDict) -> None:
     }
     config.model = {
         "name": "deeplab",  # segjax/models/<name>.py says what each option is
+        "pretrained": "",  # weights to start from: a file of segjax.convert, or SOURCE:MODEL:FILE
         "variant": "v3plus",  # or v1, v2, v3
         "backbone": "mobilenet_v2",  # segjax/backbones: resnet18 .. resnet152, vgg16, xception41, 65 and 71, ...
         "output_stride": 16,  # or 8

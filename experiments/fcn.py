@@ -68,6 +68,7 @@ def _common(config: ConfigDict) -> None:
     }
     config.model = {
         "name": "fcn",  # segjax/models/<name>.py says what each option is
+        "pretrained": "",  # weights to start from: a file of segjax.convert, or SOURCE:MODEL:FILE
         "backbone": "vgg16_bn",
         "variant": "padded",  # or authors, dilated
         "stride": 8,  # FCN-8s; or 16, 32

@@ -60,6 +60,7 @@ def _common(config: ConfigDict) -> None:
     }
     config.model = {
         "name": "patch",  # segjax/models/<name>.py says what each option is
+        "pretrained": "",  # weights to start from: a file of segjax.convert, or SOURCE:MODEL:FILE
         "form": "dense",  # or patches, full_resolution
         "channels": (48, 48, 48, 48),
         "kernels": (4, 5, 4, 4),  # windows of 95 pixels

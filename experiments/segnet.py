@@ -60,6 +60,7 @@ def _common(config: ConfigDict) -> None:
     }
     config.model = {
         "name": "segnet",  # segjax/models/<name>.py says what each option is
+        "pretrained": "",  # weights to start from: a file of segjax.convert, or SOURCE:MODEL:FILE
         "variant": "segnet",  # or basic, deconvnet
         "width": 1.0,
         "bottleneck": 4096,  # deconvnet

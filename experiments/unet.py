@@ -61,6 +61,7 @@ def _common(config: ConfigDict) -> None:
     }
     config.model = {
         "name": "unet",  # segjax/models/<name>.py says what each option is
+        "pretrained": "",  # weights to start from: a file of segjax.convert, or SOURCE:MODEL:FILE
         "variant": "padded",  # paper (valid convolutions), padded, or backbone
         "output": "mirror",  # paper: the image continued by reflection, logits of its size
         "depth": 4,  # paper and padded

@@ -55,7 +55,7 @@ def write(path, content, *, compression=zipfile.ZIP_STORED, cut=0):
             return collections.OrderedDict((key, converted(inner)) for key, inner in value.items())
         if not isinstance(value, np.ndarray):
             return value
-        value = np.ascontiguousarray(value)
+        value = np.asarray(value, order="C")
         kind = getattr(modules["torch"], KINDS[value.dtype.str[1:]])
         arrays.append(value)
         return _View(

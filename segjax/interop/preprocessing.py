@@ -61,3 +61,26 @@ def from_json(text: str, where: str) -> Preprocessing:
         return Preprocessing(**lists, resize=str(values["resize"]), epsilon=float(values["epsilon"]))
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{where}: unreadable preprocessing {text!r}: {error}") from error
+
+
+def of_timm(config: Mapping[str, Any], default: Preprocessing, where: str) -> Preprocessing:
+    """What the config.json beside timm's weights says, where there is one.
+
+    Args:
+        config: its content, {} if there is none; ``pretrained_cfg`` has mean, std, crop_pct, interpolation, input_size.
+        default: what is not said.
+        where: the file, for the message.
+    Raises:
+        InputError: values of another kind.
+    """
+    found = config.get("pretrained_cfg", config)
+    if not isinstance(found, Mapping) or "mean" not in found:
+        return default
+    try:
+        size, share = int(found["input_size"][-1]), float(found["crop_pct"])
+        mean, std = (tuple(float(x) for x in found[name]) for name in ("mean", "std"))
+        side, kind = int(size / share), str(found["interpolation"])
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise InputError(f"config.json beside {where}: unreadable pretrained_cfg: {error!r}") from error
+    rule = f"shorter side to {side}, {kind} with antialias, centre {size}x{size}"
+    return dataclasses.replace(default, mean=mean, std=std, resize=rule)

@@ -133,7 +133,7 @@ def options(config: ConfigDict) -> None:
     )
     explained(("optimizer",), lambda: optimizer.make_optimizer(total_steps=config.train.steps, **config.optimizer))
     losses.build(config.loss.name, num_classes=2, ignore_label=255, **loss_options(config.loss))
-    model = {key: value for key, value in config.model.items() if key != "name"}
+    model = model_options(config.model)
     explained(("model",), lambda: models.build(config.model.name, num_classes=2, dtype=config.train.dtype, **model))
 
 
@@ -189,8 +189,13 @@ def _parameters(config: ConfigDict) -> dict[str, dict[str, bool]]:
         "augment": _keywords(augment.make_augment, ("size", "ignore_label")),
         "optimizer": _keywords(optimizer.make_optimizer, ("total_steps",)),
         "loss": {"name": True, "aux_weight": False} | _of_losses(config.loss.name),
-        "model": {"name": True, **fields},
+        "model": {"name": True, "pretrained": False, **fields},
     }
+
+
+def model_options(section: ConfigDict) -> dict[str, Any]:
+    """What ``models.build`` takes of the section model."""
+    return {key: value for key, value in section.items() if key not in ("name", "pretrained")}
 
 
 def loss_options(section: ConfigDict) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from segjax.inference import evaluation, protocol, visualize
-from segjax.training import progress, report, setup, signals, workdirs, writer
+from segjax.interop.converted import Converted
+from segjax.training import pretrained, progress, report, setup, signals, workdirs, writer
 from segjax.training.checkpoint import Checkpoints, NoCheckpoint
 from segjax.types import InputError, PyTree
 
@@ -34,6 +35,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, stop: signals.StopRequest, co
     """
     setup.check(config, jax.device_count())
     line = progress.Progress(total_steps=config.train.steps, batch_size=config.train.batch_size)
+    # Before the images, so that a mistake shows at once; a run that goes on does not need the file any more.
+    weights = None if workdirs.started(workdir) else pretrained.read(config)
     train_set, eval_set = setup.open_sets(config, line.reading)
     workdirs.keep_classes(workdir, train_set.classes)
     if stop.signal is not None:
@@ -48,7 +51,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, stop: signals.StopRequest, co
         keep_best=config.checkpoint.keep_best,
         warn=line.say,
     )
-    state, start, judged = _restore(checkpoints, job.initial, line)
+    state, start, judged = _restore(checkpoints, config, job, weights, line)
     with (
         checkpoints,
         writer.Writer(workdir, start_step=start, tensorboard=config.log.tensorboard) as log,
@@ -153,12 +156,17 @@ class _Judge:
             report.write(self.workdir)
 
 
-def _restore(checkpoints: Checkpoints, initial: PyTree, line: progress.Progress) -> tuple[PyTree, int, bool]:
+def _restore(
+    checkpoints: Checkpoints, config: ConfigDict, job: setup.Job, weights: Converted | None, line: progress.Progress
+) -> tuple[PyTree, int, bool]:
     """(state, its step, whether it was evaluated), from the newest whole checkpoint or the start."""
     try:
-        state, step, info = checkpoints.restore(initial, which="latest")
+        state, step, info = checkpoints.restore(job.initial, which="latest")
     except NoCheckpoint:
-        return initial, 0, False
+        weights = weights or pretrained.read(config)  # the checkpoints there may all be damaged
+        if weights is None:
+            return job.initial, 0, False
+        return pretrained.start(config, job.initial, job.module.num_classes, weights, line.say), 0, False
     line.say(f"continuing from the checkpoint of step {step}")
     return state, step, info["metrics"] is not None
 

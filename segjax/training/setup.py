@@ -135,7 +135,7 @@ def _reading(config: ConfigDict) -> dict[str, Any]:
 
 def build_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> Any:
     """The linen module of ``config.model``, computing in ``config.train.dtype``."""
-    options = {key: value for key, value in config.model.items() if key != "name"}
+    options = check_config.model_options(config.model)
     return models.build(
         config.model.name, num_classes=num_classes, axis_name=axis_name, dtype=config.train.dtype, **options
     )

@@ -112,7 +112,7 @@ def keep_classes(workdir: pathlib.Path, classes: Classes) -> None:
     Raises:
         InputError: the checkpoints there were trained on other classes.
     """
-    if (workdir / CLASSES).exists() and _started(workdir):
+    if (workdir / CLASSES).exists() and started(workdir):
         check_classes(metadata.read(workdir / CLASSES), classes, str(workdir), "the training split now")
     if jax.process_index() == 0:
         write_atomically(workdir / CLASSES, json.dumps(classes.to_dict(), indent=1) + "\n")
@@ -143,7 +143,7 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _started(workdir: pathlib.Path) -> bool:
+def started(workdir: pathlib.Path) -> bool:
     """Whether the folder holds anything that another config would spoil."""
     checkpoints = workdir / "checkpoints"
     return (workdir / SUMMARY).exists() or (checkpoints.is_dir() and bool(list_steps(checkpoints)))
@@ -152,14 +152,14 @@ def _started(workdir: pathlib.Path) -> bool:
 def _note_environment(workdir: pathlib.Path, command: Sequence[str]) -> None:
     """Writes ``environment.json``; of a run that is continued, the environment of each start under "continued"."""
     now, path = environment.collect(command), workdir / ENVIRONMENT
-    if _started(workdir) and path.exists():
+    if started(workdir) and path.exists():
         first = json.loads(path.read_text())
         now = first | {"continued": [*first.get("continued", []), now]}
     write_atomically(path, json.dumps(now, indent=2) + "\n")
 
 
 def _check_owner(workdir: pathlib.Path, config: ConfigDict, command: Sequence[str]) -> None:
-    if not (workdir / CONFIG).exists() or not _started(workdir):
+    if not (workdir / CONFIG).exists() or not started(workdir):
         return
     changed = configs.differences(configs.load_json(workdir / CONFIG), config)
     if changed:

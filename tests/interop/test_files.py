@@ -28,7 +28,7 @@ def refused(path, message):
 def same(found, expected):
     assert list(found) == list(expected)
     for name, value in expected.items():
-        assert found[name].dtype == value.dtype
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
         np.testing.assert_array_equal(found[name], value)
 
 

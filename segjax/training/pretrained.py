@@ -1,0 +1,133 @@
+"""Starting a run from published or earlier weights: ``config.model.pretrained``.
+
+Of a file of the same model every leaf is taken; where its number of classes is another one, the leaves with an axis of
+classes keep their fresh values. Of a file of another model (a classifier) the backbone is taken, whole, and of a
+classifier the fully connected layers that the model has in the same shape (FCN on VGG). What was kept is one line.
+"""
+
+from collections.abc import Callable, Mapping
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from segjax import layers
+from segjax.interop import converted
+from segjax.interop.converted import Converted
+from segjax.training import optimizer, state
+from segjax.types import Array, HostArray, InputError
+
+BACKBONE = "/backbone/"
+CONNECTED = ("params/fc6/", "params/fc7/")  # of a classifier
+Leaves = Mapping[str, Array | HostArray]
+
+
+def read(config: ConfigDict) -> Converted | None:
+    """The weights that ``config.model.pretrained`` names; None where it names none.
+
+    Raises:
+        InputError: the file cannot be read, see ``interop.converted.read``; or it is of another backbone.
+    """
+    where = config.model.pretrained if "pretrained" in config.model else ""
+    if not where:
+        return None
+    try:
+        found = converted.read(where)
+    except InputError as error:
+        raise InputError(f"model.pretrained={where!r}: {error}") from error
+    theirs = getattr(found.module, "backbone", None)
+    ours = config.model.backbone if "backbone" in config.model else theirs
+    if theirs is not None and theirs != ours:
+        raise InputError(f"model.pretrained={where!r} has the backbone {theirs!r}, but model.backbone is {ours!r}")
+    return found
+
+
+def start(
+    config: ConfigDict, initial: state.TrainState, num_classes: int, weights: Converted, say: Callable[[str], None]
+) -> state.TrainState:
+    """The state before the first step with these weights in it.
+
+    Args:
+        config: the experiment.
+        initial: the fresh state; what the weights do not hold keeps its values.
+        num_classes: K of the run.
+        weights: of ``read``.
+        say: called with one line for what was kept, and one for each mean or std that is not the weights'.
+    Raises:
+        InputError: a leaf that the weights lack, have besides, or have in another shape.
+    """
+    fresh = _flat({"params": initial.params, "batch_stats": initial.batch_stats})
+    theirs = _flat(weights.variables)
+    where = f"model.pretrained={config.model.pretrained!r}"
+    same = weights.model == config.model.name
+    if same:
+        taken = _whole(fresh, theirs, num_classes, weights.module.num_classes, where)
+    else:
+        taken = _backbone(fresh, theirs, weights.model == "classifier", where)
+    say(_told(weights, fresh, taken, num_classes))
+    for line in weights.preprocessing.differences(config.augment.mean, config.augment.std):
+        say(f"warning: augment.{line}")
+    leaves = {name: jnp.asarray(theirs[name]) if name in taken else leaf for name, leaf in fresh.items()}
+    variables = {"params": {}, "batch_stats": {}, **flax.traverse_util.unflatten_dict(leaves, sep="/")}
+    tx, _ = optimizer.make_optimizer(total_steps=config.train.steps, **config.optimizer)
+    return state.create(variables, tx, key=initial.key, ema=bool(jax.tree.leaves(initial.ema)))
+
+
+def _flat(variables: Mapping) -> dict[str, Array | HostArray]:
+    return flax.traverse_util.flatten_dict(dict(variables), sep="/")
+
+
+def _whole(fresh: Leaves, theirs: Leaves, classes: int, their_classes: int, where: str) -> set[str]:
+    """The leaves to take of the same model: all but those with an axis of another number of classes."""
+    _same_names(fresh, theirs, where)
+    taken = set()
+    for name, leaf in fresh.items():
+        ours, found = leaf.shape, theirs[name].shape
+        if ours == found:
+            taken.add(name)
+        elif not _but_for_classes(ours, found, (classes, their_classes)):
+            raise InputError(f"{where}: {name} is {list(found)} there, but {list(ours)} in this model")
+    return taken
+
+
+def _but_for_classes(ours: tuple[int, ...], theirs: tuple[int, ...], classes: tuple[int, int]) -> bool:
+    """Whether two shapes differ in nothing but axes as long as the number of classes."""
+    pairs = list(zip(ours, theirs, strict=False))
+    return len(ours) == len(theirs) and all(a == b or (a, b) == classes for a, b in pairs)
+
+
+def _backbone(fresh: Leaves, theirs: Leaves, classifier: bool, where: str) -> set[str]:
+    """The leaves to take of another model: its backbone, and a classifier's fully connected layers where they fit."""
+    ours = {name: leaf for name, leaf in fresh.items() if BACKBONE in name}
+    found = {name: leaf for name, leaf in theirs.items() if BACKBONE in name}
+    if not ours or not found:
+        raise InputError(f"{where}: no backbone {'in this model' if found else 'there'} to take from another model")
+    _same_names(ours, found, where)
+    for name, leaf in ours.items():
+        if leaf.shape != found[name].shape:
+            raise InputError(f"{where}: {name} is {list(found[name].shape)} there, but {list(leaf.shape)} here")
+    connected = [name for name in fresh if classifier and name.startswith(CONNECTED) and name in theirs]
+    return {*ours, *(name for name in connected if fresh[name].shape == theirs[name].shape)}
+
+
+def _same_names(ours: Leaves, theirs: Leaves, where: str) -> None:
+    for names, others, what in (
+        (sorted(set(ours) - set(theirs), reverse=True), theirs, "is missing there"),  # params before batch_stats
+        (sorted(set(theirs) - set(ours), reverse=True), ours, "has no place in this model: its options are others"),
+    ):
+        if names:
+            hint = layers.nearest(names[0], list(others))
+            raise InputError(f"{where}: {names[0]} {what}{hint} ({len(names)} such)")
+
+
+def _told(weights: Converted, fresh: Leaves, taken: set[str], num_classes: int) -> str:
+    """One line: where the weights are from, what was kept, what was drawn anew."""
+    drawn = [name for name in fresh if name not in taken and name.startswith("params/")]
+    parts = list(dict.fromkeys(name.split("/")[1] for name in drawn))
+    origin = f"starting from {weights.source} {weights.name}: {len(taken)} of {len(fresh)} leaves"
+    if not drawn:
+        return origin
+    theirs = weights.module.num_classes
+    why = f" for {num_classes} classes in place of {theirs}" if theirs != num_classes else ""
+    return f"{origin}; drawn anew{why}: {', '.join(parts)}"
