@@ -38,9 +38,8 @@ def make_predict_images(
     Raises:
         ValueError: a tile that is not legal; the message names the nearest legal ones.
     """
-    module, sizes = getattr(apply, "__self__", None), unet.Sizes(least=1, step=1, margin=0)
-    if isinstance(module, unet.Model):
-        apply, sizes = module.clone(output="native").apply, module.sizes
+    apply, sizes = tiling.native(apply)
+    sizes = sizes or unet.Sizes(least=1, step=1, margin=0)  # all others take any size
     tile_plan.check_tile(tile, sizes)
 
     def forward(variables: Variables, image: Array) -> Array:

@@ -11,6 +11,7 @@ which may be a memory map. All tiles have one shape: the network is compiled onc
 Source: Ronneberger, Fischer & Brox 2015, section 2 and figure 2, https://arxiv.org/abs/1505.04597.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax.inference import evaluation, tile_plan
+from segjax.models import unet
 from segjax.models.unet import Sizes
 from segjax.types import LOGITS, Array, HostArray
 
@@ -54,12 +56,12 @@ def predict(
 
     Args:
         apply: x[b, h, w, C], of the image's dtype -> f32[b, h', w', K], or {"logits": ...}. Bind a model's variables by
-            ``jax.tree_util.Partial(module.apply, variables)``: then they are arguments of the compiled program, which
-            later calls use again. In a closure they become constants of it.
+            ``functools.partial(module.apply, variables)``: they are arguments of the compiled program, which later
+            calls use again, and a U-Net of the paper is run as ``native`` says. In a closure they become constants.
         image: [H, W, C], or [B, H, W, C] (one after another), H, W >= 1; anything that NumPy's slices read.
         tile: pixels of the network's input, rows and columns alike or (rows, columns).
         sizes: the sizes the network takes along an axis (``module.sizes`` of U-Net); None: found by asking ``apply``
-            for the shapes of a few.
+            for the shapes of a few, unless they are known (``native``).
         overlap: pixels that neighbouring tiles of a padded network share at least; None: a quarter of the tile.
         window: "cosine" or "triangle": the weights of a padded network's tiles (``tile_plan.blending``).
         batch_size: tiles of one call of the network.
@@ -72,7 +74,8 @@ def predict(
         ValueError: a tile that is not legal (the message names the nearest legal ones), or another option.
     """
     _check(image, batch_size, result)
-    apply, channels = _arguments(apply), image.shape[-1]
+    (apply, known), channels = _arguments(apply), image.shape[-1]
+    sizes = known if sizes is None else sizes
     tile = (tile, tile) if isinstance(tile, (int, np.integer)) else tuple(tile)
     both = tuple(_find(apply, tile, axis, channels, image.dtype) if sizes is None else sizes for axis in (0, 1))
     for pixels, of_axis in zip(tile, both, strict=True):
@@ -171,9 +174,25 @@ def _cut(image: HostArray, plan: _Plan, place: tuple[int, int]) -> HostArray:
     return block[(picked[0] - top)[:, None], (picked[1] - left)[None, :]]
 
 
-def _arguments(apply: Callable) -> jax.tree_util.Partial:
-    """The function as a pytree: what it binds is an argument of the compiled program, the function itself its name."""
-    return apply if isinstance(apply, jax.tree_util.Partial) else jax.tree_util.Partial(apply)
+def native(apply: Callable) -> tuple[Callable, Sizes | None]:
+    """A module's own ``apply`` as tiles need it.
+
+    Args:
+        apply: a bound method of a module, or another function.
+    Returns:
+        (apply, the sizes it takes): of the paper's U-Net those of its native output, whichever its own is, for what it
+        would mirror are the tile's edges; (apply, None) of anything else.
+    """
+    module = getattr(apply, "__self__", None)
+    return (module.clone(output="native").apply, module.sizes) if isinstance(module, unet.Model) else (apply, None)
+
+
+def _arguments(apply: Callable) -> tuple[jax.tree_util.Partial, Sizes | None]:
+    """The function as a pytree, in which what is bound is an argument of the compiled program; its sizes, if known."""
+    if not isinstance(apply, functools.partial) or (apply.keywords and not isinstance(apply, jax.tree_util.Partial)):
+        return jax.tree_util.Partial(apply), None
+    function, sizes = native(apply.func)
+    return jax.tree_util.Partial(function, *apply.args, **apply.keywords), sizes
 
 
 def _find(apply: Callable, tile: tuple[int, int], axis: int, channels: int, dtype: Any) -> Sizes:
