@@ -75,25 +75,26 @@ def measure(module: Any, apply: Logits | None, label: np.ndarray, repetitions: i
     variables = module.init(jax.random.key(0), image)
     loss = losses.build("cross_entropy", num_classes=CLASSES, ignore_label=IGNORE)
     sampled = getattr(module, "samples", 0) > 0
-    train = {"train": True, "targets": {"label": jnp.asarray(label)}} if sampled else {}
 
-    def forward(variables: Any, image: Any) -> Any:
-        outputs = (apply or module.apply)(variables, image, **train)
-        return outputs[0]["logits"] if sampled else outputs["logits"]
+    def forward(variables: Any, image: Any, label: Any) -> Any:
+        if sampled:
+            return module.apply(variables, image, train=True, targets={"label": label})[0]["logits"]
+        return (apply or module.apply)(variables, image)["logits"]
 
-    def objective(params: Any, image: Any) -> Any:
-        outputs = {"logits": forward({**variables, "params": params}, image)}
+    def objective(params: Any, image: Any, label: Any) -> Any:
+        outputs = {"logits": forward({**variables, "params": params}, image, label)}
         ((total, weight),) = loss(outputs, {"label": label}).values()
         return total / weight
 
-    seconds, lowered = [], jax.jit(forward).lower(variables, image)
-    gradient = jax.jit(jax.value_and_grad(objective)).lower(variables["params"], image).compile()
+    seconds, lowered = [], jax.jit(forward).lower(variables, image, label)
+    gradient = jax.jit(jax.value_and_grad(objective)).lower(variables["params"], image, label).compile()
     for program, first in ((lowered.compile(), variables), (gradient, variables["params"])):
-        jax.block_until_ready(program(first, image))
+        call = lambda program=program, first=first: jax.block_until_ready(program(first, image, label))
+        call()
         times = []
         for _ in range(repetitions):
             start = time.perf_counter()
-            jax.block_until_ready(program(first, image))
+            call()
             times.append(time.perf_counter() - start)
         seconds.append(statistics.median(times))
     memory = gradient.memory_analysis().temp_size_in_bytes
