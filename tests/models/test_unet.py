@@ -10,22 +10,9 @@ import pytest
 from drawn import draw
 
 from segjax import backbones, models
+from segjax.interop import torch
 from segjax.models import unet
 from segjax.types import InputError
-
-SMP_UNET = (
-    (r"decoder\.blocks\.0\.conv(\d)\.0", r"decoder1/conv\1/conv"),
-    (r"decoder\.blocks\.0\.conv(\d)\.1", r"decoder1/conv\1/norm"),
-    (r"decoder\.blocks\.1\.conv(\d)\.0", r"decoder2/conv\1/conv"),
-    (r"decoder\.blocks\.1\.conv(\d)\.1", r"decoder2/conv\1/norm"),
-    (r"decoder\.blocks\.2\.conv(\d)\.0", r"decoder3/conv\1/conv"),
-    (r"decoder\.blocks\.2\.conv(\d)\.1", r"decoder3/conv\1/norm"),
-    (r"decoder\.blocks\.3\.conv(\d)\.0", r"decoder4/conv\1/conv"),
-    (r"decoder\.blocks\.3\.conv(\d)\.1", r"decoder4/conv\1/norm"),
-    (r"decoder\.blocks\.4\.conv(\d)\.0", r"decoder5/conv\1/conv"),
-    (r"decoder\.blocks\.4\.conv(\d)\.1", r"decoder5/conv\1/norm"),
-    (r"segmentation_head\.0", "head"),
-)
 
 
 def shapes(module, size=(1, 32, 32, 1)):
@@ -204,9 +191,7 @@ def test_without_norm_there_are_no_statistics_and_dropout_is_below():
 
 def test_segmentation_models_pytorch(golden_dir):
     case = golden.Case(golden_dir, "smp_unet_resnet34")
-    module = models.build("unet", num_classes=3, variant="backbone", backbone="resnet34")
-    rename = golden.renamer("resnet34", "encoder.", SMP_UNET, "backbone/")
-    variables = golden.convert(case.state_dict, rename, shapes(module, (1, 32, 32, 3)))
+    module, variables = torch.load(case.state_dict, source="smp", model="Unet", encoder_name="resnet34")
 
     @jax.jit
     def forward(variables, image):
