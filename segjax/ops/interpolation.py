@@ -81,6 +81,8 @@ def check_method(method: str, align_corners: bool = False, antialias: bool = Fal
         raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
     if method.startswith("nearest") and (align_corners or antialias):
         raise ValueError(f"method={method!r} has no align_corners and no antialias: expected both False")
+    if a is not None and method != "bicubic":
+        raise ValueError(f"a={a} with method={method!r}: expected None; bicubic alone has a parameter")
     if a is not None and not np.isfinite(a):
         raise ValueError(f"a={a}: expected a finite number")
 

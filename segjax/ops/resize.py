@@ -1,6 +1,7 @@
-"""Resizing as two matrix products, y = A_h x A_w', whose gradient is two more."""
+"""Resizing by one matrix per axis, y = A_h x A_w', whose gradient has the same two transposed."""
 
 import functools
+import numbers
 from collections.abc import Sequence
 
 import jax
@@ -51,7 +52,8 @@ def resize(
         [B, H', W', C] of x's dtype.
 
     Raises:
-        ValueError: unknown method, a size below 1, a scale <= 0, or options the method does not have.
+        ValueError: unknown method, a size below 1, a scale <= 0, or options the method does not have, or a
+            dtype that it does not take.
 
     The gradient is the same with both matrices transposed. Reverse mode, twice too, is differentiation's way through
     it (`jax.grad`, `jax.vjp`, `jax.jacrev`; not `jax.jvp`, `jax.jacfwd`).
@@ -62,17 +64,25 @@ def resize(
     if x.ndim != 4 or 0 in x.shape[1:3]:
         raise ValueError(f"resize of shape {x.shape} to size={size!r}: expected [B, H, W, C] with H and W >= 1")
     size = per_axis("size", size, 2)
-    scales = tuple(scale) if isinstance(scale, Sequence) else (scale, scale)
-    if len(scales) != 2:
-        raise ValueError(f"scale={scale!r}: expected a factor > 0, or 2 of them")
-    return _resize(jnp.asarray(x), size, scales, method, align_corners, antialias, a)
+    check_method(method, align_corners, antialias, a)
+    x = jnp.asarray(x)
+    if not (method.startswith("nearest") or jnp.issubdtype(x.dtype, jnp.floating)):
+        raise ValueError(f"resize of dtype {x.dtype} with method={method!r}: floating expected, or a nearest method")
+    return _resize(x, size, _scales(scale), method, align_corners, antialias, a)
+
+
+def _scales(scale: float | Sequence[float] | None) -> tuple[float | None, ...]:
+    scales = tuple(scale) if isinstance(scale, Sequence | np.ndarray) and np.ndim(scale) else (scale, scale)
+    legal = all(s is None or (isinstance(s, numbers.Real) and 0 < s < np.inf) for s in scales)
+    if len(scales) != 2 or not legal:
+        raise ValueError(f"scale={scale!r}: expected a finite factor > 0, or 2 of them")
+    return tuple(None if s is None else float(s) for s in scales)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))
 def _resize(x, size, scales, method, align_corners, antialias, a):
     axes = list(zip(size, x.shape[1:3], scales, strict=True))
     if method.startswith("nearest"):
-        check_method(method, align_corners, antialias, a)
         pixels = (nearest_pixels(np, m, pixel_ratio(np, m, n, False, s), n, method) for m, n, s in axes)
         return select_pixels(x, *pixels)
     dtype = np.float64 if x.dtype == np.float64 else np.float32

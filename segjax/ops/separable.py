@@ -35,7 +35,7 @@ def apply_matrices(x: Array, rows: Array | HostArray, columns: Array | HostArray
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"dtype {x.dtype}: expected a floating dtype (nearest methods alone take integers)")
+        raise ValueError(f"dtype {x.dtype}: expected a floating dtype")
     if isinstance(rows, HostArray) and isinstance(columns, HostArray):
         return _sparse(rows, columns, dense_elsewhere=True)(x)
     return _dense(x, rows, columns)

@@ -55,8 +55,9 @@ def axes(draw, largest=40):
         "method": draw(st.sampled_from(["bilinear", "bicubic"])),
         "align_corners": draw(st.booleans()),
         "antialias": draw(st.booleans()),
-        "a": draw(st.sampled_from([None, -0.5, -0.75])),
     }
+    if options["method"] == "bicubic":
+        options["a"] = draw(st.sampled_from([None, -0.5, -0.75]))
     if not options["align_corners"] and not options["antialias"]:
         options["scale"] = draw(st.sampled_from([None, m / n * 1.01, (m + 0.5) / n]))
     return m, n, options
@@ -309,12 +310,23 @@ def test_equals_pytorch(golden_dir):
         ({"method": "bilinear", "size": (4.5, 4)}, r"size=\(4.5, 4\)"),
         ({"method": "bilinear", "scale": -2.0}, "scale=-2.0"),
         ({"method": "bilinear", "scale": (1.0, 1.0, 1.0)}, "scale=.*or 2 of them"),
+        ({"method": "nearest", "scale": 0}, "scale=0: expected a finite factor > 0"),
+        ({"method": "nearest", "scale": (1.0, -1.0)}, r"scale=\(1.0, -1.0\): expected"),
+        ({"method": "bilinear", "scale": "ab"}, "scale='ab': expected"),
         ({"method": "bicubic", "a": float("nan")}, "a=nan"),
+        ({"method": "bilinear", "a": -0.5}, "a=-0.5 with method='bilinear': expected None"),
+        ({"method": "nearest", "a": -0.5}, "a=-0.5 with method='nearest': expected None"),
     ],
 )
 def test_static_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         ops.resize(np.ones((1, 5, 6, 2), np.float32), **{"size": (4, 4)} | options)
+
+
+def test_scales_of_numpy():
+    x = images((1, 5, 6, 2))
+    expected = ops.resize(x, (9, 17), method="bilinear", scale=(2.0, 3.0))
+    np.testing.assert_array_equal(ops.resize(x, (9, 17), method="bilinear", scale=np.array([2, 3])), expected)
 
 
 def test_arrays_are_checked():
