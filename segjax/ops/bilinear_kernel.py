@@ -28,14 +28,14 @@ def bilinear_kernel(size: int, channels: int, *, groups: int = 1) -> Array:
         f32[size, size, channels / groups, channels].
 
     Raises:
-        ValueError: a size or a number of channels below 1, or groups that do not divide the channels.
+        ValueError: a size or a number of channels that is no int or below 1, or groups that do not divide the channels.
 
     Source:
         Long, Shelhamer & Darrell 2015, "Fully convolutional networks for semantic segmentation", section 3.3;
         `upsample_filt` in the authors' surgery.py.
     """
-    if size < 1 or channels < 1:
-        raise ValueError(f"bilinear_kernel of size={size} with channels={channels}: expected both >= 1")
+    if not all(hasattr(n, "__index__") and np.ndim(n) == 0 and n >= 1 for n in (size, channels)):
+        raise ValueError(f"bilinear_kernel of size={size!r} with channels={channels!r}: expected two ints >= 1")
     check_groups(groups, channels)
     factor = (size + 1) // 2
     tent = 1 - np.abs(np.arange(size) - (size - 1) / 2) / factor

@@ -98,6 +98,7 @@ def test_groups_give_the_same_images(factor):
     [
         ((0, 3), {}, "size=0 with channels=3"),
         ((4, 0), {}, "size=4 with channels=0"),
+        ((4.5, 3), {}, "size=4.5 with channels=3: expected two ints"),
         ((4, 6), {"groups": 4}, "groups=4 with 6 .*the nearest is"),
         ((4, 6), {"groups": 0}, "groups=0"),
     ],
