@@ -46,8 +46,7 @@ def avg_pool(
     Source:
         torch.nn.functional.avg_pool2d.
     """
-    if x.ndim != 4 or 0 in x.shape[1:3]:
-        raise ValueError(f"avg_pool of shape {x.shape}: expected [B, H, W, C] with pixels")
+    _check_image("avg_pool", x)
     window = per_axis("window", window, 2)
     stride = window if stride is None else per_axis("stride", stride, 2)
     padding = per_axis("padding", padding, 2, minimum=0)
@@ -69,14 +68,13 @@ def adaptive_avg_pool(x: Array, size: int | Sequence[int]) -> Array:
         [B, *size, C] of x's dtype.
 
     Raises:
-        ValueError: a size below 1, or x without pixels.
+        ValueError: a size below 1, x without pixels, or x is not floating.
 
     Source:
         torch.nn.functional.adaptive_avg_pool2d.
     """
+    _check_image("adaptive_avg_pool", x)
     size = per_axis("size", size, 2)
-    if x.ndim != 4 or 0 in x.shape[1:3]:
-        raise ValueError(f"adaptive_avg_pool of shape {x.shape}: expected [B, H, W, C] with pixels")
     if size == (1, 1):
         wide = jnp.promote_types(x.dtype, jnp.float32)
         return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=wide).astype(x.dtype)
@@ -96,6 +94,13 @@ def adaptive_bins(out_size: int, in_size: int) -> list[tuple[int, int]]:
         (first, past the last) pixel of each bin.
     """
     return [(i * in_size // out_size, -(-(i + 1) * in_size // out_size)) for i in range(out_size)]
+
+
+def _check_image(name: str, x: Array) -> None:
+    if x.ndim != 4 or 0 in x.shape[1:3]:
+        raise ValueError(f"{name} of shape {x.shape}: expected [B, H, W, C] with pixels")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name} of dtype {x.dtype}: expected a floating dtype")
 
 
 def _adaptive_matrix(out_size: int, in_size: int) -> HostArray:

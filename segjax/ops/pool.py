@@ -36,7 +36,8 @@ def max_pool(
     The gradient of a maximum goes to the pixel that won. It is defined in reverse mode, any number of times.
 
     Args:
-        x: [B, H, W, C], real. A NaN makes the maximum of its windows NaN, which any pixel of the window may win.
+        x: [B, H, W, C], integer or floating. A NaN makes the maximum of its windows NaN, which any pixel of the window
+            may win.
         window: taps per axis.
         stride: pixels between windows; None is the window.
         padding: pixels on both sides of an axis, at most half the window.
@@ -48,13 +49,15 @@ def max_pool(
         [B, H', W', C] of x's dtype; with `return_indices` also i32[B, H', W', C], y W + x in the unpadded plane.
 
     Raises:
-        ValueError: a geometry argument out of range, an image without pixels, or a window larger than the padded image.
+        ValueError: a geometry argument out of range, an image without pixels, a window larger than the padded image, or
+            x is neither integer nor floating.
 
     Source:
         torch.nn.functional.max_pool2d, whose rules for ties, padding and `ceil_mode` these are.
     """
     if x.ndim != 4 or 0 in x.shape[1:3]:
         raise ValueError(f"max_pool of shape {x.shape}: expected [B, H, W, C] with pixels")
+    check_ordered("max_pool", x)
     window = per_axis("window", window, 2)
     stride = window if stride is None else per_axis("stride", stride, 2)
     dilation = per_axis("dilation", dilation, 2)
@@ -64,6 +67,20 @@ def max_pool(
     if not return_indices:
         return y
     return y, _place(_winner(jax.lax.stop_gradient(x), geometry), geometry)
+
+
+def check_ordered(name: str, x: Array) -> None:
+    """Checks that pixels are numbers of which one is the largest.
+
+    Args:
+        name: the operation's name, for the message.
+        x: of any shape.
+
+    Raises:
+        ValueError: they are neither integer nor floating.
+    """
+    if not (jnp.issubdtype(x.dtype, jnp.integer) or jnp.issubdtype(x.dtype, jnp.floating)):
+        raise ValueError(f"{name} of dtype {x.dtype}: expected an integer or floating dtype")
 
 
 def pool_pads(

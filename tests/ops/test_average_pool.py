@@ -85,6 +85,12 @@ def test_wrong_arguments(x, window, options, message):
         ops.avg_pool(x, window, **options)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_adaptive_averages_of_integers_are_refused(size):
+    with pytest.raises(ValueError, match="adaptive_avg_pool of dtype int32: expected a floating dtype$"):
+        ops.adaptive_avg_pool(np.ones((1, 4, 4, 1), np.int32), size)
+
+
 def test_adaptive_average_windows():
     """Three pixels into two: windows [0, 2) and [1, 3); into four: [0, 1), [0, 2), [1, 3), [2, 3)."""
     x = np.array([3.0, 5.0, 10.0], np.float32).reshape(1, 3, 1, 1)

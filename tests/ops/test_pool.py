@@ -189,6 +189,15 @@ def test_static_options_are_checked(window, options, message):
         ops.max_pool(np.ones((1, 5, 6, 2), np.float32), window, **options)
 
 
+@pytest.mark.parametrize("dtype", [bool, np.complex64])
+@pytest.mark.parametrize("window", [2, 9])
+def test_maxima_of_ordered_numbers_alone(dtype, window):
+    pooled = lambda x: ops.max_pool(x, window)
+    for call in (pooled, jax.jit(pooled)):
+        with pytest.raises(ValueError, match="expected an integer or floating dtype"):
+            call(np.ones((1, 9, 9, 1), dtype))
+
+
 def test_an_image_needs_pixels():
     with pytest.raises(ValueError, match="with pixels"):
         ops.max_pool(np.ones((1, 0, 6, 2), np.float32), 2, padding=1)
