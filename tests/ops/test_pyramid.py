@@ -55,6 +55,30 @@ def test_gradient_goes_to_the_first_maximum():
     np.testing.assert_array_equal(gradient.ravel(), [0, 11, 0])
 
 
+@settings(max_examples=25, derandomize=True, deadline=None)
+@given(size=st.tuples(*[st.integers(1, 9)] * 2), bins_of=st.tuples(*[st.integers(1, 11)] * 2))
+def test_drawn_bins_with_ties(size, bins_of):
+    """Values and the first pixel in row order that holds each maximum, one bin at a time."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, (2, *size, 2)).astype(np.float32)
+    g = rng.integers(1, 9, (2, *bins_of, 2)).astype(np.float32)
+    y, dx = np.zeros_like(g), np.zeros_like(x)
+    for b, i, j, c in np.ndindex(*g.shape):
+        rows, columns = bins(size[0], bins_of[0])[i], bins(size[1], bins_of[1])[j]
+        row, column = max(((r, s) for r in rows for s in columns), key=lambda p: x[b, p[0], p[1], c])
+        y[b, i, j, c] = x[b, row, column, c]
+        dx[b, row, column, c] += g[b, i, j, c]
+    got, pull = jax.vjp(lambda x: ops.adaptive_max_pool(x, bins_of), x)
+    np.testing.assert_array_equal(got, y)
+    np.testing.assert_array_equal(pull(g)[0], dx)
+
+
+def test_the_program_does_not_grow_with_the_bins():
+    x = jax.ShapeDtypeStruct((1, 64, 64, 2), np.float32)
+    length = lambda m: len(jax.jit(lambda x: ops.adaptive_max_pool(x, m)).lower(x).as_text().split("\n"))
+    assert length(32) == length(2)
+
+
 def test_a_nan_is_the_maximum_of_its_bins():
     x = np.arange(9, dtype=np.float32).reshape(1, 3, 3, 1)
     x[0, 0, 1] = np.nan
@@ -65,6 +89,9 @@ def test_wrong_arguments():
     x = np.ones((1, 4, 4, 1), np.float32)
     for arguments, options, message in (
         ((x, ()), {}, "at least one number"),
+        ((x, 3), {}, "levels=3: expected at least one number"),
+        ((x > 0, (1,)), {}, "dtype bool: expected an integer or floating dtype"),
+        ((x.astype(np.int32), (1,)), {"reduce": "avg"}, "dtype int32: expected a floating dtype"),
         ((x, (1, 0)), {}, "levels="),
         ((x, (1, 2)), {"reduce": "sum"}, "expected one of max, avg"),
         ((x[:, :0], (1,)), {}, "with pixels"),
