@@ -19,8 +19,10 @@ data.root (default: the environment variable SEGJAX_DATA), in VOC2012/ or there 
     JPEGImages/*.jpg   SegmentationClassAug/*.png (ids 0-20, 255)   ImageSets/SegmentationAug/trainaug.txt, val.txt
 
 Crops are 513 pixels, the papers' from v3 on (v1 and v2: 321), so that every image of VOC is evaluated whole. The papers
-start from ImageNet's weights, and v1 and v2 give the last layer ten times the rate. Published on VOC's validation set,
-without CRF: v1 62.3 mIoU, v2 76.4 (with MS-COCO and three scales), v3 77.2, v3+ 78.9 (on ResNet-101).
+start from ImageNet's weights (--config.model.pretrained=torchvision:vgg16:FILE; v2's ResNet-101 is of another kind than
+torchvision's: --config.model.backbone=resnet101 with it), and v1 and v2 give the last layer ten times the rate.
+Published on VOC's validation set, without CRF: v1 62.3 mIoU, v2 76.4 (with MS-COCO and three scales), v3 77.2, v3+ 78.9
+(on ResNet-101).
 """
 
 import os
