@@ -11,6 +11,7 @@ import pytest
 from drawn import draw
 
 from segjax import backbones
+from segjax.interop import torch as interop
 from segjax.types import InputError
 
 
@@ -22,24 +23,6 @@ def maps(module, size):
     image = jnp.zeros((1, *size, 3))
     features = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), image, train=False)[0])
     return {name: value.shape[1:3] for name, value in features.items()}
-
-
-def torchvision_names(backbone):
-    """torchvision's module name -> our path, written from the convolutions in order."""
-    if backbone == "alexnet":
-        return {f"features.{place}": f"conv{number}" for number, place in enumerate((0, 3, 6, 8, 10), start=1)}
-    module, norm = backbones.build(backbone), backbone.endswith("_bn")
-    names, place = {}, 0
-    for stage, count in enumerate(module.convs, start=1):
-        for index in range(1, count + 1):
-            path = f"conv{stage}_{index}"
-            if norm:
-                names |= {f"features.{place}": f"{path}/conv", f"features.{place + 1}": f"{path}/norm"}
-            else:
-                names[f"features.{place}"] = path
-            place += 3 if norm else 2
-        place += 1
-    return names
 
 
 @pytest.mark.parametrize(
@@ -55,19 +38,12 @@ def torchvision_names(backbone):
 def test_torchvision(golden_dir, name, inner):
     case = golden.Case(golden_dir, f"tv_{name}")
     module = backbones.build(name)
-    variables = golden.convert(case.state_dict, torchvision_names(name).get, shapes(module), skip=r"classifier\.")
+    _, classifier = interop.load(case.state_dict, source="torchvision", model=name)
+    variables = {"params": classifier["params"]["backbone"]}
     features = jax.jit(functools.partial(module.apply, train=False))(variables, case.image)
     for key, layer in inner.items():
         case.check_inner(layer or "features.30", features[key])
     case.check("features", features["out"])
-
-
-def test_names_of_the_norms():
-    names = torchvision_names("vgg16_bn")
-    assert names["features.40"] == "conv5_3/conv" and names["features.41"] == "conv5_3/norm"  # torchvision's last
-    found = jax.tree_util.tree_leaves_with_path(shapes(backbones.build("vgg16_bn", width=0.125))["params"])
-    paths = {jax.tree_util.keystr(path[:-1], simple=True, separator="/") for path, _ in found}
-    assert paths == set(names.values())
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,20 @@ import pytest
 from drawn import draw
 
 from segjax import models, ops
+from segjax.interop import torch as interop
 from segjax.models._deeplab_heads import LargeFov
 from segjax.types import InputError
+
+# The options of our DeepLabv3+ under which it is segmentation_models_pytorch's.
+SMP = {
+    "aspp_rates": (12, 24, 36),
+    "aspp_out_conv": True,
+    "decoder_convs": 1,
+    "separable": True,
+    "depthwise_norm": False,
+    "align_corners": True,
+    "dilate_first_block": True,
+}
 
 
 def shapes(module, size=(1, 32, 32, 3)):
@@ -26,9 +38,8 @@ def leaves(params):
 @pytest.mark.parametrize("backbone, classes", [("mobilenet_v2", 1), ("resnet50", 21)])
 def test_segmentation_models_pytorch(golden_dir, backbone, classes):
     case = golden.Case(golden_dir, f"smp_deeplabv3plus_{backbone}")
-    module = models.build("deeplab", num_classes=classes, backbone=backbone, output_stride=16, **golden.SMP_OPTIONS)
-    rename = golden.renamer(backbone, "encoder.", golden.SMP_DEEPLABV3PLUS, "backbone/")
-    variables = golden.convert(case.state_dict, rename, shapes(module))
+    module, variables = interop.load(case.state_dict, source="smp", model="DeepLabV3Plus", encoder_name=backbone)
+    assert module == models.build("deeplab", num_classes=classes, backbone=backbone, output_stride=16, **SMP)
 
     def keep(module, _):
         return module.name in ("backbone", "aspp", "aspp_out", "low_level", "decoder1", "head")
@@ -57,25 +68,8 @@ TORCHVISION = {"variant": "v3", "output_stride": 8, "aspp_out_conv": True, "auxi
 
 def test_torchvision(golden_dir):
     case = golden.Case(golden_dir, "tv_deeplabv3_resnet50")
-    module = models.build("deeplab", num_classes=21, backbone="resnet50", **TORCHVISION)
-    rules = (
-        (r"classifier\.0\.convs\.0\.0", "aspp/point/conv"),
-        (r"classifier\.0\.convs\.0\.1", "aspp/point/norm"),
-        (r"classifier\.0\.convs\.4\.1", "aspp/pool/conv"),
-        (r"classifier\.0\.convs\.4\.2", "aspp/pool/norm"),
-        (r"classifier\.0\.convs\.(\d)\.0", r"aspp/dilated\1/conv"),
-        (r"classifier\.0\.convs\.(\d)\.1", r"aspp/dilated\1/norm"),
-        (r"classifier\.0\.project\.0", "aspp/project/conv"),
-        (r"classifier\.0\.project\.1", "aspp/project/norm"),
-        (r"classifier\.1", "aspp_out/conv"),
-        (r"classifier\.2", "aspp_out/norm"),
-        (r"classifier\.4", "head"),
-        (r"aux_classifier\.0", "aux_head/hidden/conv"),
-        (r"aux_classifier\.1", "aux_head/hidden/norm"),
-        (r"aux_classifier\.4", "aux_head/score"),
-    )
-    rename = golden.renamer("resnet50", "backbone.", rules, "backbone/")
-    variables = golden.convert(case.state_dict, rename, shapes(module))
+    module, variables = interop.load(case.state_dict, source="torchvision", model="deeplabv3_resnet50")
+    assert module == models.build("deeplab", num_classes=21, backbone="resnet50", **TORCHVISION)
 
     def keep(module, _):
         return module.name in ("backbone", "aspp", "head", "aux_head")
@@ -109,9 +103,9 @@ PAPER_V3 = {"variant": "v3", "multi_grid": (1, 2, 4), "dilate_first_block": True
         ({"backbone": "resnet50", **TORCHVISION}, 21, 42_004_074),
         ({"backbone": "resnet101", **TORCHVISION}, 21, 60_996_202),
         # segmentation_models_pytorch: DeepLabV3Plus and DeepLabV3
-        ({"backbone": "mobilenet_v2", **golden.SMP_OPTIONS}, 1, 4_378_513),
+        ({"backbone": "mobilenet_v2", **SMP}, 1, 4_378_513),
         ({"backbone": "resnet34", **SMP_V3}, 1, 26_007_105),
-        ({"backbone": "xception41", **golden.SMP_OPTIONS}, 21, 28_095_253),
+        ({"backbone": "xception41", **SMP}, 21, 28_095_253),
         # v1, table 2: 20.5 million; VGG-16's 13 convolutions, and (9 512 + 1) 1024 + (1024 + 1) (1024 + 21)
         ({"backbone": "vgg16", "variant": "v1"}, 21, 14_714_688 + 4609 * 1024 + 1025 * 1045),
         # v2, figure 7: four branches of that head; on ResNet-101 four 3x3 convolutions to the scores

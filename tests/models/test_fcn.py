@@ -11,6 +11,7 @@ import pytest
 from drawn import draw
 
 from segjax import backbones, models, ops
+from segjax.interop import torch as interop
 from segjax.models import fcn
 from segjax.types import InputError
 
@@ -43,13 +44,8 @@ def apply_and_keep(module, variables, image):
 
 def test_torchvision(golden_dir):
     case = golden.Case(golden_dir, "tv_fcn_resnet50")
-    module = build(num_classes=21, backbone="resnet50", variant="dilated", auxiliary=True)
-    rest = []
-    for theirs, ours in (("classifier", "head"), ("aux_classifier", "aux_head")):
-        rest += [(rf"{theirs}\.0", f"{ours}/hidden/conv"), (rf"{theirs}\.1", f"{ours}/hidden/norm")]
-        rest += [(rf"{theirs}\.4", f"{ours}/score")]
-    rename = golden.renamer("resnet50", "backbone.", tuple(rest), "backbone/")
-    variables = golden.convert(case.state_dict, rename, shapes(module))
+    module, variables = interop.load(case.state_dict, source="torchvision", model="fcn_resnet50")
+    assert module == build(num_classes=21, backbone="resnet50", variant="dilated", auxiliary=True)
     outputs, inner = jax.jit(functools.partial(apply_and_keep, module))(variables, case.image)
     case.check("lowres_out", inner["head"])
     case.check("lowres_aux", inner["aux_head"])
