@@ -63,17 +63,17 @@ def from_json(text: str, where: str) -> Preprocessing:
         raise InputError(f"{where}: unreadable preprocessing {text!r}: {error}") from error
 
 
-def of_timm(config: Mapping[str, Any], default: Preprocessing, where: str) -> Preprocessing:
+def of_timm(beside: Mapping[str, Any], default: Preprocessing, where: str) -> Preprocessing:
     """What the config.json beside timm's weights says, where there is one.
 
     Args:
-        config: its content, {} if there is none; ``pretrained_cfg`` has mean, std, crop_pct, interpolation, input_size.
+        beside: its content, {} if there is none; ``pretrained_cfg`` has mean, std, crop_pct, interpolation, input_size.
         default: what is not said.
         where: the file, for the message.
     Raises:
         InputError: values of another kind.
     """
-    found = config.get("pretrained_cfg", config)
+    found = beside.get("pretrained_cfg", beside)
     if not isinstance(found, Mapping) or "mean" not in found:
         return default
     try:

@@ -106,25 +106,66 @@ def test_wrong_rules_are_told():
     assert isinstance(tensors(like, ((r"(.)/conv", r"\1"),))["a.weight"], Tensor)
 
 
-LARGE = ("xception65", "xception71", "resnet101", "resnet152", "resnet34", "vgg13", "vgg19", "vgg19_bn")
+# The models whose names are checked by default: one of each kind; all others are slow.
+QUICK = [
+    ("torchvision", "resnet50"),
+    ("torchvision", "vgg11"),
+    ("torchvision", "alexnet"),
+    ("torchvision", "mobilenet_v2"),
+]
+QUICK += [("timm", "vgg13_bn"), ("timm", "mobilenetv2_100"), ("timm", "xception41")]
 EVERY = [(source, model) for source, models in classifiers.SOURCES.items() for model in models]
 
 
-def marked(source, model):
-    slow = model in LARGE or (source == "timm" and "resnet" in model)
-    return pytest.param(source, model, marks=[pytest.mark.slow] if slow else [])
+def slow_unless(quick, *values):
+    return pytest.param(*values, marks=[] if quick else [pytest.mark.slow])
 
 
-@pytest.mark.parametrize("source, model", [marked(*pair) for pair in EVERY])
-def test_every_classifier_comes_and_goes(source, model):
+def comes_and_goes(module, source, model, **options):
     """Names alone: no rule is missing, none is ambiguous, and the state dict is matched with the same module."""
-    backbone = "mobilenet_v2" if model.startswith("mobilenet") else model
-    module = models.build("classifier", num_classes=3, backbone=backbone)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    found = tensors(shapes, interop.find(source, model).rules(module, {}))
+    found = tensors(shapes, interop.find(source, model).rules(module, options))
     state_dict = {name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in found.items()}
-    twin, again = interop.match(state_dict, source=source, model=model)
+    twin, again = interop.match(state_dict, source=source, model=model, **options)
     assert twin == module and again == list(found.values())
+
+
+@pytest.mark.parametrize("source, model", [slow_unless(pair in QUICK, *pair) for pair in EVERY])
+def test_every_classifier_comes_and_goes(source, model):
+    backbone = "mobilenet_v2" if model.startswith("mobilenet") else model
+    comes_and_goes(models.build("classifier", num_classes=3, backbone=backbone), source, model)
+
+
+ENCODERS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
+ENCODERS += ["tu-resnet18", "tu-xception41", "tu-xception65", "tu-xception71"]
+UNETS = [*ENCODERS, *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn"))]
+
+
+@pytest.mark.parametrize("encoder", [slow_unless(name == "vgg11_bn", name) for name in UNETS])
+def test_smp_s_unet_on_every_encoder(encoder):
+    module = models.build("unet", num_classes=3, variant="backbone", backbone=encoder.removeprefix("tu-"))
+    comes_and_goes(module, "smp", "Unet", encoder_name=encoder)
+
+
+@pytest.mark.parametrize("encoder", [slow_unless(name == "tu-resnet18", name) for name in ENCODERS])
+def test_smp_s_deeplabs_on_every_encoder(encoder):
+    """The defaults of smp's constructors, written out in our options."""
+    common = {"aspp_rates": (12, 24, 36), "aspp_out_conv": True, "align_corners": True, "depthwise_norm": False}
+    common |= {"backbone": encoder.removeprefix("tu-"), "dilate_first_block": not encoder.startswith("tu-")}
+    v3 = models.build("deeplab", num_classes=3, variant="v3", output_stride=8, **common)
+    comes_and_goes(v3, "smp", "DeepLabV3", encoder_name=encoder)
+    plus = models.build("deeplab", num_classes=3, variant="v3plus", output_stride=16, decoder_convs=1, **common)
+    comes_and_goes(plus, "smp", "DeepLabV3Plus", encoder_name=encoder)
+
+
+def test_what_smp_has_and_this_has_not_is_told():
+    _, _, state_dict = resnet18()
+    smp = functools.partial(refused, state_dict=state_dict, source="smp")
+    smp("aux_params={} of smp's Unet is not built here: expected None", model="Unet", aux_params={})
+    smp("decoder_interpolation='bilinear'.*expected 'nearest'", model="Unet", decoder_interpolation="bilinear")
+    smp("upsampling=8 of smp's DeepLabV3Plus", model="DeepLabV3Plus", upsampling=8)
+    smp("encoder_name='xception41' of smp is not a backbone here", model="Unet", encoder_name="xception41")
+    smp("no backbone 'efficientnet-b0'", model="Unet", encoder_name="efficientnet-b0")
 
 
 def test_classes_and_channels_are_read_off_the_tensors():
