@@ -11,6 +11,14 @@
     --config.data.root=DIR --config.data.split=test      other images with the same classes
     --config.eval.resolution=input                       score on the canvas instead of at the labels' own size
     --config.eval.batch_size=N                           changes the speed, never the result
+--config.eval.protocol=NAME  how an image is looked at; all of these stand in evaluation.json under "protocol":
+    whole                                                the canvas at once (the default)
+    crop   --config.eval.window=H,W                      a central window, which alone is scored
+    slide  --config.eval.window=H,W [--config.eval.stride=H,W]   the mean of the logits of sliding windows
+    --config.eval.scales=0.75,1.0,1.25 --config.eval.flip=true   the mean of the softmax over scales, and mirrored
+    --config.eval.batch_norm=running|reestimated|batch   statistics of the training, those of the whole training set
+                                                         without augmentation, or those of each batch of eval.batch_size
+    --config.eval.convention=segjax|fcn|torchvision|mmsegmentation|detectron2|segnet    what the mean IoU is
 --help                   this text; with --workdir also every key of that run's config
 """
 
@@ -30,7 +38,7 @@ from ml_collections import ConfigDict
 from segjax import config as configs
 from segjax import data
 from segjax.data.metadata import Classes
-from segjax.inference import evaluation, protocol
+from segjax.inference import evaluation, population, protocol
 from segjax.inference.progress import Progress
 from segjax.training import devices, environment, parallel, setup, trained
 from segjax.training.workdirs import check_classes
@@ -99,6 +107,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> No
     print(f"{dataset.name}, split {config.data.split!r}: {len(dataset)} images of {len(classes)} classes")
     print(f"compiling the model at {config.data.size[0]}x{config.data.size[1]}; this happens once ...", flush=True)
     with devices.explained(config, key="eval.batch_size"):
+        apply, variables = _normalised(config, classes, apply, variables)
         result = _scores(config, dataset, apply, variables)
     print(table(result, classes.names))
     output = pathlib.Path(arguments.output or workdir / "evaluation.json")
@@ -141,19 +150,34 @@ def table(result: Mapping[str, Any], names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def _normalised(config: ConfigDict, classes: Classes, apply: Any, variables: Any) -> tuple[Any, Any]:
+    """(apply, variables) with batch norm by the statistics that the protocol asks for."""
+    mode = protocol.batch_norm(config)
+    if mode == "running":
+        return apply, variables
+    module = setup.build_model(config, len(classes))
+    if mode == "batch":
+        return lambda variables, image, train: module.apply_batch_norm(variables, image)[0], variables
+    dataset = data.from_config(config.data, config.data.train_split, classes=classes)
+    print(f"batch norm: statistics of {dataset.name}, split {config.data.train_split!r}: {len(dataset)} images")
+    colours = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}
+    with setup.eval_batches(config, dataset, cache=False) as batches:
+        mesh = parallel.make_mesh()
+        return apply, population.reestimate(module, variables, batches, mesh=mesh, **colours)
+
+
 def _scores(config: ConfigDict, dataset: Any, apply: Any, variables: Any) -> dict[str, Any]:
+    # Statistics of a batch are those of all its rows: they would differ from device to device.
+    mesh = None if protocol.batch_norm(config) == "batch" else parallel.make_mesh()
     with setup.eval_batches(config, dataset, cache=False) as batches:
         return evaluation.evaluate(
             apply,
             variables,
-            batches,
+            protocol.batches(config, batches, dataset.ignore_label),
             num_classes=dataset.num_classes,
             ignore_label=dataset.ignore_label,
-            mean=config.augment.mean,
-            std=config.augment.std,
-            mesh=parallel.make_mesh(),
-            resolution=config.eval.resolution,
-            absent=config.eval.absent,
+            mesh=mesh,
+            **protocol.options(config),
             progress=Progress(len(dataset), "evaluated", sys.stdout),
         )
 

@@ -32,7 +32,7 @@ from PIL import Image
 from segjax import config as configs
 from segjax.data import images
 from segjax.data.metadata import Classes
-from segjax.inference import files, tiled_images, visualize, whole_image
+from segjax.inference import files, protocol, tiled_images, visualize, whole_image
 from segjax.inference.progress import Progress
 from segjax.training import devices, parallel, trained
 from segjax.types import HostArray, InputError, Variables
@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 def _predict(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     output = pathlib.Path(arguments.output)
     _, config, classes = trained.read(arguments.workdir, overrides)
+    protocol.check_running(config)
     jobs = files.find(arguments.input, output)
     ema = config.eval.ema if arguments.ema is None else arguments.ema
     batch_size = config.eval.batch_size if arguments.batch is None else arguments.batch
@@ -156,6 +157,7 @@ def _make_predict(
             raise InputError(f"--tile={tile}: {error}") from error
     else:
         canvas = {"size": tuple(config.data.size), "fit": config.data.fit, "mesh": parallel.make_mesh()}
+        canvas["views"] = protocol.views(config)
         predict = whole_image.make_predict_images(apply, variables, **canvas, **options)
     print(f"compiling the model at {rows}x{columns}; this happens once ...", flush=True)
     return predict

@@ -77,6 +77,30 @@ def test_resolution_and_batch_size(run, capsys):
     assert results[0]["pixels"] <= 5 * 32 * 48
 
 
+@pytest.mark.parametrize(
+    ("flags", "rules"),
+    [
+        (["protocol=slide", "window=16,20"], {"inference": "sliding window, mean of logits", "stride": [11, 13]}),
+        (["protocol=crop", "window=16,20", "resolution=input"], {"inference": "central crop", "window": [16, 20]}),
+        (["scales=0.5,1.0", "flip=true"], {"scales": [0.5, 1.0], "flip": True, "combined": "mean of softmax"}),
+        (["batch_norm=batch"], {"batch_norm": "statistics of each batch of 2"}),
+        (["batch_norm=reestimated"], {"batch_norm": "statistics of the training set, batches of 2"}),
+        (["convention=segnet"], {"convention": "segnet", "absent": "as segnet"}),
+    ],
+)
+def test_a_protocol_is_chosen_by_name_and_written_beside_its_number(run, capsys, flags, rules):
+    if "batch_norm=reestimated" in flags and not (run / "images/train").exists():
+        trained_run.write_images(run / "images", split="train", classes=None)
+    output = run / "protocol.json"
+    arguments = [f"--config.eval.{flag}" for flag in flags]
+    assert call(f"--workdir={run / 'run'}", f"--output={output}", *arguments) == 0
+    result, shown = read_json(output), capsys.readouterr()
+    assert result["miou"] > 0.9 and rules.items() <= result["protocol"].items()
+    assert "warning: not the protocol of the run's own evaluations: " in shown.err
+    if "protocol=crop" in flags:
+        assert result["pixels"] <= 5 * 16 * 20
+
+
 def test_an_absent_class_is_null_and_a_dash(run, tmp_path, capsys):
     trained_run.write_images(tmp_path / "images", split="test")
     for label in (tmp_path / "images/testannot").iterdir():
@@ -98,6 +122,9 @@ def test_an_absent_class_is_null_and_a_dash(run, tmp_path, capsys):
         ([], ["--workdir is missing"]),
         (["--workdir={run}/run", "--config.eval.resolutoin=input"], ["did you mean eval.resolution?"]),
         (["--workdir={run}/run", "--config.eval.resolution=half"], ["eval.resolution='half'", "native, input"]),
+        (["--workdir={run}/run", "--config.eval.protocol=tile"], ["eval.protocol='tile'", "whole, crop, slide"]),
+        (["--workdir={run}/run", "--config.eval.convention=voc"], ["eval.convention='voc'", "detectron2, segnet"]),
+        (["--workdir={run}/run", "--config.eval.protocol=slide"], ["needs a window, such as eval.window=512,512"]),
         (["--workdir={run}/run", "--config.data.root=/nowhere"], ["data.root=/nowhere", "no such folder"]),
         (["--workdir={run}/run", "--config.data.split=test"], ["split 'test' is empty"]),
         (["--workdir={run}/run", "--checkpoint=11"], ["no checkpoint 11", "10, 20, 30"]),

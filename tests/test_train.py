@@ -11,6 +11,7 @@ def test_help_lists_the_flags_and_the_fields_of_the_config(capsys):
     assert (
         "--workdir=DIR" in said and "--config.train.steps=7" in said and "--config.model.backbone=mobilenet_v2" in said
     )
+    assert "--config.eval.protocol=whole" in said  # a key that the experiment leaves out
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,12 @@ def test_help_lists_the_flags_and_the_fields_of_the_config(capsys):
         (["--config=experiments/deeplab.py", "--config.optimzer.learning_rate=1"], "optimizer.learning_rate"),
         (["--config=experiments/deeplab.py", "--config.train.steps=many"], "expected an int"),
         (["--config=experiments/deeplab.py", "--wordkir=x"], "--workdir"),
+        (
+            ["--config=experiments/deeplab.py", "--config.eval.protocol=slied"],
+            "whole, crop, slide; did you mean slide?",
+        ),
+        (["--config=experiments/deeplab.py", "--config.eval.batch_norm=batch"], "is of segjax.evaluate alone"),
+        (["--config=experiments/deeplab.py", "--config.loss.name=dice+focl"], "did you mean focal?"),
         (["--config=experiments/deeplab.py:folder", "--config.data.root=/nowhere"], "/nowhere"),
     ],
 )

@@ -21,8 +21,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segjax import augment
 from segjax.data import canvas
-from segjax.metrics import confusion
-from segjax.types import DATA_AXIS, IMAGE, LABEL, LOGITS, VALID, Array, Batch, HostArray, Variables
+from segjax.inference.views import WHOLE, Views, make_logits
+from segjax.metrics import confusion, conventions
+from segjax.types import DATA_AXIS, IMAGE, LABEL, VALID, Array, Batch, HostArray, Variables
 
 RESOLUTIONS = ("native", "input")
 NATIVE_SIZE, CONTENT_SIZE, INDEX = "native_size", "content_size", "index"  # i32[B, 2], i32[B, 2], i32[B]
@@ -56,7 +57,14 @@ def resize_and_classify(logits: Array, content_size: Array, native_size: Array, 
     return arg_max(logits)
 
 
-def make_predict(apply: Apply, *, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh | None = None) -> Predict:
+def make_predict(
+    apply: Apply,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    mesh: Mesh | None = None,
+    views: Views = WHOLE,
+) -> Predict:
     """Makes the function from a batch of canvases to class ids at native size.
 
     Args:
@@ -64,16 +72,18 @@ def make_predict(apply: Apply, *, mean: tuple[float, ...], std: tuple[float, ...
         mean: of each channel, subtracted from the image in [0, 1].
         std: of each channel, which divides it then.
         mesh: devices to split the batch over (axis "data"); None: the default device.
+        views: the looks at an image that its logits are put together from.
 
     Returns:
         predict(variables, batch, padded_size) -> [B, Hn, Wn] class ids (``resize_and_classify``), with the keys
         "image", "content_size", "native_size" of the batch; compiled once per shape. The rows must divide evenly
         among the devices.
     """
+    logits_of = make_logits(apply, views)
 
-    def forward(variables: Variables, image: Array) -> Array:
+    def forward(variables: Variables, image: Array, content: Array) -> Array:
         normalised = augment.normalise({IMAGE: image}, mean, std)[IMAGE]
-        return apply(variables, normalised, train=False)[LOGITS].astype(jnp.float32)
+        return logits_of(variables, normalised, content)
 
     def classify(logits: Array, content: Array, native: Array, padded_size: tuple[int, int]) -> Array:
         def one(row: tuple[Array, Array, Array]) -> Array:
@@ -81,7 +91,7 @@ def make_predict(apply: Apply, *, mean: tuple[float, ...], std: tuple[float, ...
 
         return jax.lax.map(one, (logits, content, native))  # one image's intermediates at a time in memory
 
-    run_forward = jax.jit(_sharded(forward, mesh, (_WHOLE, _SPLIT), _SPLIT))
+    run_forward = jax.jit(_sharded(forward, mesh, (_WHOLE, _SPLIT, _SPLIT), _SPLIT))
 
     @functools.partial(jax.jit, static_argnums=3)
     def run_classify(logits: Array, content: Array, native: Array, padded_size: tuple[int, int]) -> Array:
@@ -89,7 +99,8 @@ def make_predict(apply: Apply, *, mean: tuple[float, ...], std: tuple[float, ...
         return _sharded(local, mesh, (_SPLIT, _SPLIT, _SPLIT), _SPLIT)(logits, content, native)
 
     def predict(variables: Variables, batch: Batch, padded_size: tuple[int, int]) -> Array:
-        return run_classify(run_forward(variables, batch[IMAGE]), batch[CONTENT_SIZE], batch[NATIVE_SIZE], padded_size)
+        logits = run_forward(variables, batch[IMAGE], batch[CONTENT_SIZE])
+        return run_classify(logits, batch[CONTENT_SIZE], batch[NATIVE_SIZE], padded_size)
 
     return predict
 
@@ -102,6 +113,7 @@ def make_eval_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     mesh: Mesh | None = None,
+    views: Views = WHOLE,
 ) -> EvalStep:
     """Makes the function that adds one batch to the counts.
 
@@ -112,6 +124,7 @@ def make_eval_step(
         mean: as ``make_predict``.
         std: as ``make_predict``.
         mesh: as ``make_predict``.
+        views: as ``make_predict``.
 
     Returns:
         step(variables, counts, batch) -> (counts, prediction [B, Hn, Wn]), with the keys of
@@ -120,7 +133,7 @@ def make_eval_step(
     Raises:
         ValueError: (the step) the model has another number of classes.
     """
-    predict = make_predict(apply, mean=mean, std=std, mesh=mesh)
+    predict = make_predict(apply, mean=mean, std=std, mesh=mesh, views=views)
 
     def count(prediction: Array, label: Array, valid: Array) -> confusion.Counts:
         new = confusion.update(confusion.empty(num_classes), prediction, label, ignore_label=ignore_label, valid=valid)
@@ -150,6 +163,8 @@ def evaluate(
     mesh: Mesh | None = None,
     resolution: str = "native",
     absent: str = "skip",
+    convention: str = "segjax",
+    views: Views = WHOLE,
     progress: Callable[[int], None] | None = None,
     collect: int = 0,
 ) -> dict[str, Any]:
@@ -170,16 +185,20 @@ def evaluate(
         resolution: "native": scored at the label's own size; "input": the label is fitted to the canvas (nearest)
             and scored there, as yardsticks that resize the labels are.
         absent: the policy of ``confusion.compute`` for classes without pixels.
+        convention: of the scores, see ``conventions.compute``.
+        views: as ``make_predict``.
         progress: called with the number of examples done, after each batch.
         collect: how many of the first examples to return as pictures.
 
     Returns:
-        the scores of ``confusion.compute``, "counts" and "examples" (both of all processes), and "pictures" (of this
+        the scores of ``conventions.compute``, "counts" and "examples" (both of all processes), and "pictures" (of this
         one): a list of {"image": u8[h, w, 3], "label": i32[Hn, Wn], "prediction": [Hn, Wn], "index": int}.
 
     Raises:
-        ValueError: unknown resolution or policy.
+        ValueError: unknown resolution, policy or convention.
     """
+    if convention not in conventions.CONVENTIONS:  # before the work
+        raise ValueError(f"convention is {convention!r}, expected one of {', '.join(conventions.CONVENTIONS)}")
     if resolution not in RESOLUTIONS:
         raise ValueError(f"resolution is {resolution!r}, expected one of {', '.join(RESOLUTIONS)}")
     mesh = None if mesh is None else mesh.local_mesh
@@ -190,6 +209,7 @@ def evaluate(
         mean=tuple(mean),
         std=tuple(std),
         mesh=mesh,
+        views=views,
     )
     variables = place_variables(variables, mesh)
     counts, examples, pictures = confusion.empty(num_classes), 0, []
@@ -205,7 +225,8 @@ def evaluate(
         if progress is not None:
             progress(examples)
     counts, examples = _over_processes(counts, examples)
-    return confusion.compute(counts, absent=absent) | {"counts": counts, "examples": examples, "pictures": pictures}
+    scores = conventions.compute(counts, convention=convention, absent=absent)
+    return scores | {"counts": counts, "examples": examples, "pictures": pictures}
 
 
 def fit_labels(batch: Batch, ignore_label: int) -> dict[str, Any]:

@@ -29,6 +29,9 @@ class Views:
     flip: bool = False
 
 
+WHOLE = Views()
+
+
 def make_logits(apply: Callable[..., Mapping[str, Array]], views: Views) -> Logits:
     """Makes the function from normalised images on a canvas to logits there.
 
@@ -115,6 +118,9 @@ def _slide(
         return (jax.vmap(add)(total, found, start), jax.vmap(add)(times, ones, start)), None
 
     classes = jax.eval_shape(run, jax.ShapeDtypeStruct((image.shape[0], *window, image.shape[-1]), image.dtype))
-    empty = [jnp.zeros((*image.shape[:-1], channels)) for channels in (classes.shape[-1], 1)]
+    zero = (content[:, :1] * 0).astype(jnp.float32)[
+        :, None, None
+    ]  # under shard_map different on each device, as sums are
+    empty = [zero + jnp.zeros((*image.shape[:-1], channels)) for channels in (classes.shape[-1], 1)]
     (total, times), _ = jax.lax.scan(one, tuple(empty), grid)
     return total / jnp.maximum(times, 1.0)

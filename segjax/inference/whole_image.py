@@ -1,4 +1,4 @@
-"""Images of any size through a model that sees one canvas, one forward pass each: what ``segjax.predict`` does."""
+"""Images of any size through a model that sees one canvas: what ``segjax.predict`` does."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from segjax.data import canvas
 from segjax.inference import evaluation
+from segjax.inference.views import WHOLE, Views
 from segjax.types import IMAGE, VALID, HostArray, Variables
 
 _BUCKET = 64
@@ -23,6 +24,7 @@ def make_predict_images(
     std: tuple[float, ...],
     batch_size: int,
     mesh: Mesh | None = None,
+    views: Views = WHOLE,
 ) -> Callable[[Sequence[HostArray]], list[HostArray]]:
     """Makes the function from images to class ids; an image's ids are those that ``evaluation.evaluate`` counts.
 
@@ -35,11 +37,12 @@ def make_predict_images(
         std: as ``evaluation.make_predict``.
         batch_size: images of one call, at most; a call with fewer compiles nothing anew.
         mesh: devices to split the batch over; None: the default device.
+        views: as ``evaluation.make_predict``.
 
     Returns:
         predict(images u8[h, w, 3] of any sizes, 1 to batch_size of them) -> [h, w] class ids of each.
     """
-    predict = evaluation.make_predict(apply, mean=mean, std=std, mesh=mesh)
+    predict = evaluation.make_predict(apply, mean=mean, std=std, mesh=mesh, views=views)
     variables = evaluation.place_variables(variables, mesh)
 
     def predict_images(images: Sequence[HostArray]) -> list[HostArray]:

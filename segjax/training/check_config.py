@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from segjax import augment, data, losses, models
 from segjax import config as configs
+from segjax.inference import protocol
 from segjax.training import optimizer
 from segjax.types import InputError
 
@@ -73,7 +74,7 @@ def keys(config: ConfigDict) -> None:
         if not isinstance(config[name], ConfigDict):
             raise InputError(f"{name}={config[name]!r}: expected a section with keys of its own")
     for name, own in _OWN.items():
-        _compare(name, config[name], required=own, optional=())
+        _compare(name, config[name], required=own, optional=protocol.DEFAULTS if name == "eval" else ())
     for name, parameters in _parameters(config).items():
         required = [key for key, needed in parameters.items() if needed]
         _compare(name, config[name], required=required, optional=list(parameters))
@@ -115,6 +116,7 @@ def values(config: ConfigDict, devices: int) -> None:
         raise InputError(f"data.size={size}: expected (height, width) in pixels")
     _check_colours(flat)
     _check_average(flat)
+    protocol.check(config)
     if all(key in flat for key in ("train.batch_size", "train.accumulate")):
         _check_batch(config, devices)
 
@@ -125,6 +127,7 @@ def options(config: ConfigDict) -> None:
     Raises:
         InputError: the section, and what its part says of the value.
     """
+    protocol.check_running(config)
     warmup = config.optimizer.warmup_steps if "warmup_steps" in config.optimizer else 0
     if not (_whole(warmup) and warmup >= 0):  # longer than the run is legal: runs are shortened to try them
         raise InputError(f"optimizer.warmup_steps={warmup!r}: expected a whole number from 0")

@@ -121,14 +121,11 @@ class _Judge:
             result = evaluation.evaluate(
                 self.job.module.apply,
                 variables,
-                batches,
+                protocol.batches(config, batches, classes.ignore_label),
                 num_classes=len(classes),
                 ignore_label=classes.ignore_label,
-                mean=config.augment.mean,
-                std=config.augment.std,
                 mesh=self.job.mesh,
-                resolution=config.eval.resolution,
-                absent=config.eval.absent,
+                **protocol.options(config),
                 progress=lambda done: self.line.evaluating(done, len(self.dataset)),
                 collect=config.eval.pictures,
             )

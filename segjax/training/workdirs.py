@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from segjax import config as configs
 from segjax.data import metadata
 from segjax.data.metadata import Classes
+from segjax.inference import protocol
 from segjax.training import environment
 from segjax.training.checkpoint_files import list_steps, write_atomically
 from segjax.types import InputError
@@ -161,7 +162,8 @@ def _note_environment(workdir: pathlib.Path, command: Sequence[str]) -> None:
 def _check_owner(workdir: pathlib.Path, config: ConfigDict, command: Sequence[str]) -> None:
     if not (workdir / CONFIG).exists() or not started(workdir):
         return
-    changed = configs.differences(configs.load_json(workdir / CONFIG), config)
+    saved, now = (protocol.completed(x) for x in (configs.load_json(workdir / CONFIG), config))
+    changed = configs.differences(saved, now)
     if changed:
         lines = "\n  ".join(changed)
         raise InputError(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from segjax import ops
 from segjax.inference.views import Views, make_logits
@@ -120,3 +121,17 @@ def test_the_network_is_compiled_once_for_all_windows():
     views = Views(window=(4, 4), stride=(2, 2))
     jax.jit(make_logits(counted, views)).lower(VARIABLES, images(), jnp.array(CONTENTS))
     assert len(traces) <= 2 and set(traces) == {(4, 4, 4, 2)}  # once for its shape, once in the loop
+
+
+def test_devices_change_nothing():
+    views = Views(window=(6, 8), stride=(4, 5), scales=(0.75, 1.0), flip=True)
+    rows = PartitionSpec("data")
+    split = jax.shard_map(
+        make_logits(apply, views),
+        mesh=Mesh(np.array(jax.devices()[:4]), ("data",)),
+        in_specs=(PartitionSpec(), rows, rows),
+        out_specs=rows,
+    )
+    found = jax.jit(split)(VARIABLES, images(), jnp.array(CONTENTS))
+    for mine, one, (rows, columns) in zip(found, run(views), CONTENTS, strict=True):
+        np.testing.assert_allclose(mine[:rows, :columns], one[:rows, :columns], atol=1e-6)

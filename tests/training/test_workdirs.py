@@ -8,6 +8,7 @@ import pytest
 
 from segjax import config as configs
 from segjax.data.metadata import Classes
+from segjax.inference import protocol
 from segjax.training import workdirs
 from segjax.types import InputError
 
@@ -48,6 +49,16 @@ def test_another_config_is_refused_with_the_difference_and_a_free_folder(tmp_pat
     command = str(caught.value).splitlines()[-1].strip()
     assert shlex.split(command) == [*COMMAND, "--config.data.size=(9, 9)", f"--workdir={tmp_path / 'run-3'}"]
     assert (workdir / "config.json").read_bytes() == before
+
+
+def test_a_run_of_before_the_protocols_goes_on(tmp_path, config):
+    """Its config lacks their keys, which then mean the defaults; another protocol is another config."""
+    workdirs.prepare(tmp_path, config, COMMAND)
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    workdirs.prepare(tmp_path, protocol.completed(config), COMMAND)
+    other = configs.override(protocol.completed(config), {"eval.flip": "true"})
+    with pytest.raises(InputError, match="eval.flip: False -> True"):
+        workdirs.prepare(tmp_path, other, COMMAND)
 
 
 def test_a_finished_run_says_so(tmp_path, config, capsys):
