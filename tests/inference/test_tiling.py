@@ -91,6 +91,21 @@ def test_the_mirroring_form_is_run_as_the_native_one(unet, scene):
         np.testing.assert_allclose(found, whole, atol=1e-6 * np.abs(whole).max(), rtol=0)
 
 
+def test_a_network_that_says_nothing_of_its_sizes():
+    """5x5 mean, 2x2 maximum, 3x3 mean, doubled: even sizes, 8 pixels lost; of odd ones the pool drops a pixel."""
+
+    def apply(x):
+        x = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 5, 5, 1), (1, 1, 1, 1), "VALID") / 25
+        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        x = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID") / 9
+        return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+    image = image_of(37, 52)
+    whole = apply(np.pad(image, ((4, 5), (4, 4), (0, 0)), mode="reflect")[None])[0, :37, :52]
+    for tile in (10, 16, (20, 38)):
+        np.testing.assert_allclose(tiling.predict(apply, image, tile=tile), whole, atol=1e-6)
+
+
 def test_classes_into_an_array_of_the_caller(unet, scene, tmp_path):
     image, whole = scene
     np.save(tmp_path / "image.npy", image)
