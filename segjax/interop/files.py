@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -91,20 +92,24 @@ def _download(repository: str, revision: str | None, file: str | None) -> pathli
             f"there is no file {repository}, and as an id of the Hugging Face hub it needs the package "
             "huggingface_hub: pip install 'segjax[hub]', or download the file and give its path"
         ) from error
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     errors: list[Exception] = []
-    for name in (file,) if file else HUB_FILES:
-        try:
-            path = hub.hf_hub_download(repository, name, revision=revision)
-        except Exception as error:  # of the network, of the hub's own kinds
-            errors.append(error)
-            continue
-        with contextlib.suppress(Exception):  # not every repository has one; it comes to lie beside the weights
-            hub.hf_hub_download(repository, CONFIG, revision=revision)
-        return pathlib.Path(path)
-    first = (str(errors[0]).strip() or type(errors[0]).__name__).splitlines()[0]
+    for local in (True, False):  # what is cached needs no network
+        for name in (file,) if file else HUB_FILES:
+            get = functools.partial(hub.hf_hub_download, repository, revision=revision, local_files_only=local)
+            try:
+                path = get(name)
+            except Exception as error:  # of the network, and the hub's own kinds
+                errors.append(error)
+                if not local and type(error).__name__ == "LocalEntryNotFoundError":  # no network: it has been retried
+                    break
+                continue
+            with contextlib.suppress(Exception):  # not every repository has one; it comes to lie beside the weights
+                get(CONFIG)
+            return pathlib.Path(path)
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     kind = "is not in the cache, and HF_HUB_OFFLINE allows no download" if offline else "cannot be downloaded"
-    raise InputError(f"{repository} of the Hugging Face hub {kind}: {first}") from errors[0]
+    last = (str(errors[-1]).strip() or type(errors[-1]).__name__).splitlines()[0]
+    raise InputError(f"{repository} of the Hugging Face hub {kind}: {last}") from errors[-1]
 
 
 def _state_dict(path: pathlib.Path, content: Any) -> dict[str, HostArray]:

@@ -194,15 +194,15 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
 
 
 class Hub(types.ModuleType):
-    """Stands for huggingface_hub: what is asked of it, and a cache of files."""
+    """Stands for huggingface_hub: what is asked of it, a cache of files and those on the hub."""
 
     def __init__(self, folder):
         super().__init__("huggingface_hub")
-        self.folder, self.asked = folder, []
+        self.folder, self.cached, self.asked = folder, set(), []
 
-    def hf_hub_download(self, repository, name, revision=None):
-        self.asked.append((repository, name, revision))
-        if not (self.folder / name).is_file():
+    def hf_hub_download(self, repository, name, revision=None, local_files_only=False):
+        self.asked.append((repository, name, revision, local_files_only))
+        if not (self.folder / name).is_file() or (local_files_only and name not in self.cached):
             raise OSError(f"404 {name}\nmore")
         return str(self.folder / name)
 
@@ -216,11 +216,13 @@ def test_a_hub_id(tmp_path, monkeypatch):
         found = files.read(text)
         same(found.arrays, STATE)
         assert found.config == {"architecture": "resnet18"}
-    assert hub.asked[:2] == [
-        ("timm/resnet18.a1_in1k", name, None) for name in ("model.safetensors", "pytorch_model.bin")
-    ]
+    expected = [(name, local) for local in (True, False) for name in ("model.safetensors", "pytorch_model.bin")]
+    assert hub.asked[:4] == [("timm/resnet18.a1_in1k", name, None, local) for name, local in expected]
     files.read("a/b@main:pytorch_model.bin")
-    assert ("a/b", "pytorch_model.bin", "main") in hub.asked
+    assert ("a/b", "pytorch_model.bin", "main", False) in hub.asked
+    hub.cached, hub.asked = {"pytorch_model.bin"}, []
+    files.read("a/b")
+    assert all(local for *_, local in hub.asked)  # nothing but the cache was asked
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with pytest.raises(InputError, match="^a/b of the Hugging Face hub cannot be downloaded: 404 x.bin$"):
         files.read("a/b:x.bin")
