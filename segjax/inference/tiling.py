@@ -80,7 +80,10 @@ def predict(
     both = tuple(_find(apply, tile, axis, channels, image.dtype) if sizes is None else sizes for axis in (0, 1))
     for pixels, of_axis in zip(tile, both, strict=True):
         tile_plan.check_tile(pixels, of_axis)
-    num_classes = jax.eval_shape(_logits, apply, jax.ShapeDtypeStruct((1, *tile, channels), image.dtype)).shape[-1]
+    shape = jax.eval_shape(_logits, apply, jax.ShapeDtypeStruct((1, *tile, channels), image.dtype)).shape
+    expected, num_classes = tuple(of.output(n) for of, n in zip(both, tile, strict=True)), shape[-1]
+    if shape[1:3] != expected:
+        raise ValueError(f"a tile of {tile} pixels has logits of {shape[1:3]}: by sizes={sizes} expected {expected}")
     shape, dtype = image.shape[:-1], np.dtype(np.uint8 if num_classes < 256 else np.int32)
     if result == "logits":
         shape, dtype = (*shape, num_classes), np.dtype(np.float32)

@@ -217,9 +217,9 @@ def test_reflection_is_numpys(start, stop, size):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"tile": 108, "sizes": valid_sizes(3)}, r"logits of \(108, 108\).*expected \(20, 20\)"),
         ({"tile": 101, "sizes": valid_sizes(3)}, "tile of 101 pixels is not legal: the nearest legal are 100 and 108"),
         ({"tile": 100, "sizes": valid_sizes(4)}, "tile of 100.*nearest legal are 204, the smallest"),
-        ({"tile": 108, "sizes": valid_sizes(3), "overlap": 4}, "overlap=4"),
         ({"tile": 16, "overlap": 16}, "overlap=16: expected 0 to 15"),
         ({"tile": 16, "window": "box"}, "window='box'.*cosine"),
         ({"tile": 16, "batch_size": 0}, "batch_size=0"),
@@ -230,6 +230,11 @@ def test_reflection_is_numpys(start, stop, size):
 def test_wrong_options_are_named(options, words):
     with pytest.raises(ValueError, match=words):
         tiling.predict(local, image_of(40, 40), **options)
+
+
+def test_margins_leave_no_choice_of_overlap(unet):
+    with pytest.raises(ValueError, match="overlap=4.*expected None"):
+        tiling.predict(unet[0], image_of(40, 40), tile=108, overlap=4)
 
 
 def test_the_model_names_its_sizes(unet):
