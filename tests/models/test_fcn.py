@@ -126,6 +126,17 @@ def test_sizes_are_those_of_the_authors(stride, height, width):
     assert outputs["logits"].shape == (1, height, width, 3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_every_size_of_the_authors(stride):
+    """All sizes from 97 to 601 through the network itself, heights up and widths down."""
+    module = build(**SMALL, variant="authors", stride=stride)
+    variables = shapes(module)
+    for n in range(97, 602):
+        image = jax.ShapeDtypeStruct((1, n, 698 - n, 3), np.float32)
+        assert jax.eval_shape(module.apply, variables, image)["logits"].shape == (1, n, 698 - n, 3)
+
+
 def test_crops_are_those_of_the_authors():
     """With kernels that copy each value to the first pixel of its stamp, logits tell the place they were cut at."""
     sizes = {8: (13, 25), 16: (13,), 32: ()}
