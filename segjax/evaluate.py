@@ -36,7 +36,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from segjax import config as configs
-from segjax import data
+from segjax import data, models
 from segjax.data.metadata import Classes
 from segjax.inference import evaluation, population, protocol
 from segjax.inference.progress import Progress
@@ -157,7 +157,7 @@ def _normalised(config: ConfigDict, classes: Classes, apply: Any, variables: Any
         return apply, variables
     module = setup.build_model(config, len(classes))
     if mode == "batch":
-        return lambda variables, image, train: module.apply_batch_norm(variables, image)[0], variables
+        return lambda variables, image, train: models.apply_batch_norm(module, variables, image)[0], variables
     dataset = data.from_config(config.data, config.data.train_split, classes=classes)
     print(f"batch norm: statistics of {dataset.name}, split {config.data.train_split!r}: {len(dataset)} images")
     colours = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}

@@ -16,9 +16,8 @@ import numpy as np
 
 from segjax import ops
 from segjax.ops.geometry import Padding, check_groups
-from segjax.types import Array, InputError, Outputs, PyTree, Variables
+from segjax.types import Array, InputError, Outputs, Variables
 
-MOMENTS = "moments"  # the collection in which ``Network.apply_batch_norm`` reports what batch norms were given
 NOISE = "noise"  # the collection through which ``Network.init`` hands every ``Conv`` its share of one draw
 
 
@@ -103,33 +102,6 @@ class Network(nn.Module):
         rngs = {} if key is None else {"dropout": key}
         outputs, updates = super().apply(variables, *args, **call, rngs=rngs, mutable=["batch_stats"])
         return outputs, updates.get("batch_stats", {})
-
-    @nn.nowrap
-    def apply_batch_norm(self, variables: Variables, image: Array) -> tuple[Outputs, PyTree]:
-        """Applies the model with every batch norm by the statistics of this batch and dropout off; nothing is kept.
-
-        Args:
-            variables: {"params", "batch_stats"}.
-            image: f32[B, H, W, C], normalised.
-        Returns:
-            (outputs, moments): moments is like batch_stats and holds "mean" and biased "var", f32[C], of what each
-            batch norm was given.
-        """
-
-        def intercept(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-            module = context.module
-            if context.method_name == "__call__" and isinstance(module, Dropout):
-                return args[0]
-            if context.method_name == "__call__" and isinstance(module, BatchNorm):
-                axes = tuple(range(args[0].ndim - 1))
-                mean, var = (f(args[0].astype(jnp.float32), axis=axes) for f in (jnp.mean, jnp.var))
-                for name, value in (("mean", mean), ("var", var)):
-                    module.sow(MOMENTS, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
-            return call(*args, **kwargs)
-
-        with nn.intercept_methods(intercept):
-            outputs, updates = super().apply(variables, image, train=True, mutable=["batch_stats", MOMENTS])
-        return outputs, updates.get(MOMENTS, {})
 
 
 class Conv(nn.Module):

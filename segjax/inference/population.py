@@ -2,25 +2,18 @@
 
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from segjax import augment
-from segjax.types import DATA_AXIS, IMAGE, VALID, Array, Batch, HostArray, Outputs, PyTree, Variables
-
-
-class Normalised(Protocol):
-    """A model that can tell what its batch norms are given: ``layers.Network``."""
-
-    def apply_batch_norm(self, variables: Variables, image: Array) -> tuple[Outputs, PyTree]:
-        """Returns (outputs, moments), moments like batch_stats."""
+from segjax import augment, layers, models
+from segjax.types import DATA_AXIS, IMAGE, VALID, Array, Batch, HostArray, PyTree, Variables
 
 
 def reestimate(
-    module: Normalised,
+    module: layers.Network,
     variables: Variables,
     batches: Iterable[Batch],
     *,
@@ -54,7 +47,7 @@ def reestimate(
     @jax.jit
     def moments_of(variables: Variables, image: Array) -> PyTree:
         normalised = augment.normalise({IMAGE: image}, mean, std)[IMAGE]
-        return module.apply_batch_norm(variables, normalised)[1]
+        return models.apply_batch_norm(module, variables, normalised)[1]
 
     images, sums = 0, None
     for batch in batches:

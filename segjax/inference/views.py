@@ -60,6 +60,7 @@ def make_logits(apply: Callable[..., Mapping[str, Array]], views: Views) -> Logi
     looks = [(scale, mirrored) for scale in views.scales for mirrored in ((False, True) if views.flip else (False,))]
 
     def logits(variables: Variables, image: Array, content: Array) -> Array:
+        """The mean over the looks, or the logits of the only one."""
         total = 0.0
         for scale, mirrored in looks:
             seen = _mirror(image, content) if mirrored else image
@@ -107,6 +108,7 @@ def _slide(
         return jax.lax.dynamic_update_slice(total, cut(total, start) + found, (*start, 0))
 
     def one(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
+        """Adds window ``index`` (row, column of the grid) of every image."""
         total, times = carry
         last = jnp.maximum(content - extent[None], 0)
         start = jnp.minimum((index * stride)[None], last)

@@ -90,6 +90,7 @@ def build(
     modules = {part: importlib.import_module(f"segjax.losses.{part}") for part in factors}
 
     def on(logits: Array, batch: Batch) -> dict[str, tuple[Array, Array]]:
+        """The terms of one head."""
         terms = {}
         for part, factor in factors.items():
             bound = {"num_classes": num_classes, "ignore_label": ignore_label, "axis_name": axis_name}
@@ -98,6 +99,7 @@ def build(
         return terms
 
     def loss(outputs: Outputs, batch: Batch) -> dict[str, tuple[Array, Array]]:
+        """The terms of all heads."""
         terms = on(outputs[LOGITS], batch)
         if AUX_LOGITS in outputs and aux_weight:
             aux = on(outputs[AUX_LOGITS], batch)

@@ -8,6 +8,7 @@ import pkgutil
 from typing import Any
 
 from segjax import layers
+from segjax.models._batch_norm import apply_batch_norm as apply_batch_norm
 from segjax.types import InputError
 
 
