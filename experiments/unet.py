@@ -9,7 +9,7 @@
 
 All start from random weights. ISBI's labels are public for its 30 training sections only: keep some of them aside as
 isbi_em/val and isbi_em/valannot, or score the training sections with --config.data.split=train.
-isbi, isbi_small, camvid, camvid_full and pets: not yet run.
+shapes: validation mIoU 0.69 after 200 of its 400 steps; the others: not yet run.
 """
 
 import os
