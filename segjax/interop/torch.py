@@ -1,8 +1,10 @@
 """A torch state dict as one of our models and its variables, and the way back; no torch is needed.
 
-module, variables = load(files.read("resnet50.pth"), source="torchvision", model="resnet50")
-logits = module.apply(variables, image)["logits"]
-state_dict = to_torch(module, variables, source="torchvision", model="resnet50")
+    module, variables = load(files.read("resnet50.pth").arrays, source="torchvision", model="resnet50")
+    logits = module.apply(variables, image)["logits"]
+    state_dict = to_torch(module, variables, source="torchvision", model="resnet50")
+
+Names and options are the source's: load(..., source="smp", model="Unet", encoder_name="vgg16_bn").
 """
 
 import difflib

@@ -133,7 +133,8 @@ def comes_and_goes(module, source, model, **options):
 @pytest.mark.parametrize("source, model", [slow_unless(pair in QUICK, *pair) for pair in EVERY])
 def test_every_classifier_comes_and_goes(source, model):
     backbone = "mobilenet_v2" if model.startswith("mobilenet") else model
-    comes_and_goes(models.build("classifier", num_classes=3, backbone=backbone), source, model)
+    dropout = 0.0 if source == "timm" else None  # the defaults of their constructors
+    comes_and_goes(models.build("classifier", num_classes=3, backbone=backbone, dropout=dropout), source, model)
 
 
 ENCODERS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
@@ -203,7 +204,9 @@ def test_a_wrong_source_model_or_option_names_the_nearest():
 
 def test_timm_s_tag_is_passed_over():
     _, variables, state_dict = resnet18()
-    _, found = load(state_dict, source="timm", model="resnet18.a1_in1k")
+    module, found = load(state_dict, source="timm", model="resnet18.a1_in1k", in_chans=3, drop_rate=0.1)
+    assert module.dropout == 0.1
+    refused("in_chans=1, but the tensors are those of in_chans=3", state_dict, source="timm", in_chans=1)
     jax.tree.map(np.testing.assert_array_equal, found, variables)
 
 
