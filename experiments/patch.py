@@ -1,6 +1,6 @@
 """The patch classifier (Ciresan et al. 2012) and the steps from it to dense prediction, segjax/models/patch.py.
 
-    python -m segjax.train --config=experiments/patch.py                    shapes, 32 windows an image: a CPU's minutes
+    python -m segjax.train --config=experiments/patch.py                    shapes, 16 windows an image: a CPU's minutes
     python -m segjax.train --config=experiments/patch.py:shapes_dense       every window of every image, in one pass
     python -m segjax.train --config=experiments/patch.py:full_resolution    convolutions alone, at the image's size
     python -m segjax.train --config=experiments/patch.py:isbi               the paper's network on ISBI 2012 EM sections
@@ -107,16 +107,17 @@ def _common(config: ConfigDict) -> None:
 
 
 def _shapes(config: ConfigDict) -> None:
-    """900 training and 120 validation scenes of 128x128; windows of 47 pixels, of which a step sees 8 x 32."""
+    """900 training and 120 validation scenes of 128x128; windows of 47 pixels, of which a step sees 8 x 16."""
     _common(config)
     config.data.update({"name": "shapes", "root": "", "size": (128, 128)})
-    config.model.update({"channels": (24, 32, 48), "kernels": (4, 5, 4), "hidden": 100})
+    config.augment.sampled_pixels = 16
+    config.model.update({"channels": (16, 24, 32), "kernels": (4, 5, 4), "hidden": 100, "samples": 16})
     config.train.steps = 800
     config.eval.every_steps = config.checkpoint.every_steps = 400
 
 
 def _shapes_dense(config: ConfigDict) -> None:
-    """The same network trained on every pixel: 512 times the labels a step, which resemble each other."""
+    """The same network trained on every pixel: 1024 times the labels a step, which resemble each other."""
     _shapes(config)
     config.augment.sampled_pixels = 0
     config.model.samples = 0
