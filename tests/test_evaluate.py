@@ -168,6 +168,7 @@ def test_help_lists_arguments_and_the_runs_config(run):
     command = [sys.executable, "-m", "segjax.evaluate", "--help", f"--workdir={run / 'run'}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--checkpoint" in done.stdout and "--config.eval.resolution=native" in done.stdout
+    assert "--config.eval.protocol=NAME" in done.stdout and "--config.eval.protocol=whole" in done.stdout
 
 
 def test_interrupted(run, tmp_path, capsys, monkeypatch):
