@@ -10,7 +10,9 @@
 
 Published: on VOC 2011's seg11valid, trained on SBD from an ImageNet classifier, 65.4 mIoU (at-once), 63.6 (32s), 48.0
 (AlexNet); on CamVid's test split, 367 images, FCN-8 57.0. Here all start from random weights unless a classifier is
-given. The VOC modes read PASCAL VOC 2012 with SBD's annotations below data.root, in VOC2012/ or there itself:
+given, as by --config.model.pretrained=torchvision:vgg16:FILE.
+
+The VOC modes read PASCAL VOC 2012 with SBD's annotations below data.root, in VOC2012/ or there itself:
 
     JPEGImages/*.jpg   SegmentationClassAug/*.png (ids 0-20, 255)   ImageSets/SegmentationAug/trainaug.txt, val.txt
 
