@@ -10,7 +10,7 @@
 --config.KEY=VALUE       replaces one value of the run's config; the ones that matter here:
     --config.data.root=DIR --config.data.split=test      other images with the same classes
     --config.eval.resolution=input                       score on the canvas instead of at the labels' own size
-    --config.eval.batch_size=N                           changes the speed, never the result
+    --config.eval.batch_size=N                           changes the speed; the result only if batch_norm looks at it
 --config.eval.protocol=NAME  how an image is looked at; all of these stand in evaluation.json under "protocol":
     whole                                                the canvas at once (the default)
     crop   --config.eval.window=H,W                      a central window, which alone is scored
