@@ -8,7 +8,9 @@
 
 All start from random weights. What a pixel costs in each of them: benchmarks/patch.py. ISBI's labels are public for its
 30 training sections only; here all but those numbered 20 and more train, and these are scored. The paper's 0.9 % of
-wrong pixels and its Rand and warping errors are of the challenge's own 30. isbi and camvid: not yet run.
+wrong pixels and its Rand and warping errors are of the challenge's own 30.
+
+shapes reached 0.845 validation mIoU on 2 CPU cores in about 3 minutes. The other modes: not yet run.
 """
 
 import os
