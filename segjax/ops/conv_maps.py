@@ -28,6 +28,7 @@ from segjax.ops.transpose_methods import by_fractional_stride, by_matrix, by_sta
 from segjax.types import Array
 
 METHODS = ("auto", "matrix", "stamp", "fractional", "subpixel")
+_MOST_TAPS = 225  # of a depthwise kernel, which are written out one by one; more are left to XLA
 _MOST_GROUPS = 64  # of which each has a product of its own; more would only lengthen the compilation
 
 
@@ -93,7 +94,8 @@ def kernel_gradient(x: Array, y: Array, geometry: Geometry) -> Array:
         return _on_cpu(blocked.kernel_gradient, _lax_kernel_gradient, geometry)(x, y)
     if tap_products.suits(geometry):
         return _on_cpu(tap_products.kernel_gradient, _lax_kernel_gradient, geometry)(x, y)
-    if geometry.groups > 1 and (geometry.groups <= _MOST_GROUPS or shape[2] == 1):
+    by_groups = geometry.groups <= _MOST_GROUPS if shape[2] > 1 else shape[3] > geometry.groups
+    if geometry.groups > 1 and by_groups:
         return _on_cpu(_kernel_gradient_by_groups, _lax_kernel_gradient, geometry)(x, y)
     return _lax_kernel_gradient(x, y, geometry)
 
@@ -142,7 +144,8 @@ kernel_gradient.defvjp(_kernel_gradient_forward, _kernel_gradient_backward)
 
 
 def _is_depthwise(kernel_shape: tuple[int, ...], geometry: Geometry) -> bool:
-    return geometry.groups > 1 and kernel_shape[2] == 1 and kernel_shape[3] == geometry.groups
+    one_each = geometry.groups > 1 and kernel_shape[2] == 1 and kernel_shape[3] == geometry.groups
+    return one_each and geometry.window[0] * geometry.window[1] <= _MOST_TAPS
 
 
 def _is_pointwise(geometry: Geometry) -> bool:

@@ -233,6 +233,24 @@ def test_kernel_gradients_by_groups():
         assert "batch_group_count" not in gradient.lower(x, y).compile().as_text()
 
 
+def test_depthwise_kernels_of_many_taps():
+    """FCN's 32x32 taps, channel by channel and as a dense kernel with zeros, gradients too."""
+    y = np.random.default_rng(0).standard_normal((1, 5, 4, 3), np.float32)
+    kernels = [ops.bilinear_kernel(32, 3, groups=groups) for groups in (3, 1)]
+
+    def compute(y, kernel, groups):
+        up = lambda y, kernel: ops.conv_transpose(y, kernel, stride=16, padding=8, groups=groups)
+        loss = lambda y, kernel: jnp.sum(up(y, kernel) ** 2)
+        return up(y, kernel), *jax.grad(loss, argnums=(0, 1))(y, kernel)
+
+    x, dy, dk = jax.jit(compute, static_argnums=2)(y, kernels[0], 3)
+    dense_x, dense_dy, dense_dk = jax.jit(compute, static_argnums=2)(y, kernels[1], 1)
+    np.testing.assert_allclose(x, dense_x, atol=1e-5)
+    np.testing.assert_allclose(dy, dense_dy, rtol=1e-4, atol=1e-3)
+    own = jnp.diagonal(dense_dk, axis1=2, axis2=3)[:, :, None]
+    np.testing.assert_allclose(dk, own, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["stamp", "subpixel"])
 @pytest.mark.parametrize(
     "size, channels, features, window, stride, padding",
