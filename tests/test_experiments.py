@@ -78,7 +78,13 @@ def arrange_as_voc(place: pathlib.Path, train_split: str) -> None:
         (place / f"ImageSets/SegmentationAug/{name}.txt").write_text(lines)
 
 
-@pytest.mark.parametrize("name", ON_FILES)
+# One of each layout of files; the others are slow.
+LAYOUTS = ("segnet.py:camvid_full", "fcn.py:voc")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in LAYOUTS else pytest.param(name, marks=pytest.mark.slow) for name in ON_FILES]
+)
 def test_experiment_learns_from_files(name: str, tmp_path: pathlib.Path):
     """Two steps on a made folder in the set's layout: every file is read, and the parameters move."""
     config = configs.load_experiment(f"{FILES[0].parent}/{name}")

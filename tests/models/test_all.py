@@ -152,6 +152,15 @@ def row(request):
     return ROWS[request.param]
 
 
+# One row of each family for the properties that take a program or three of their own; the others are slow.
+QUICK = ("deeplab-mobilenet_v2", "fcn-resnet18-dilated", "patch", "segnet", "unet-resnet18")
+
+
+@pytest.fixture(params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ROWS])
+def one_of_a_family(request):
+    return ROWS[request.param]
+
+
 def test_every_model_has_a_row():
     assert {row.name for row in ROWS.values()} == set(models.known()) - {"classifier"}  # one class per image
 
@@ -196,8 +205,9 @@ def test_gradients_and_statistics(row):
     assert all(np.all(leaf >= 0) for path, leaf in jax.tree_util.tree_leaves_with_path(stats) if path[-1].key == "var")
 
 
-def test_one_small_image(row):
+def test_one_small_image(one_of_a_family):
     """A batch of one, smaller than the stride: the norm after image pooling sees one value per channel."""
+    row = one_of_a_family
     run = compiled(functools.partial(loss_and_gradients, row.build()))
     _, outputs, stats, gradients = run(variables_of(row), image_of(1, 7, 5, 3))
     assert outputs["logits"].shape == (1, 7, 5, K)
@@ -205,8 +215,9 @@ def test_one_small_image(row):
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def test_bfloat16(row):
+def test_bfloat16(one_of_a_family):
     """Computes in bfloat16, with float32 parameters, statistics, gradients and logits, near the float32 result."""
+    row = one_of_a_family
     image, variables = image_of(4, 17, 21, 3), variables_of(row)
     results = jax.eval_shape(functools.partial(loss_and_gradients, row.build(dtype="bfloat16")), variables, image)
     assert {leaf.dtype for leaf in jax.tree.leaves(results)} == {jnp.dtype("float32")}
@@ -224,8 +235,9 @@ def test_evaluation_treats_each_example_alone(row):
     assert not np.array_equal(together[1], alone[1])
 
 
-def test_training_does_not_depend_on_the_number_of_devices(row):
+def test_training_does_not_depend_on_the_number_of_devices(one_of_a_family):
     """On 1 device, on 4 under jit and on 4 under pmap: the statistics of the global batch, and the same dropout."""
+    row = one_of_a_family
     variables, image, key = variables_of(row), image_of(4, 17, 21, 3), jax.random.key(2)
     devices = jax.devices()[:4]
 
