@@ -28,7 +28,6 @@ time and --bandwidth.
 """
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -43,6 +42,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from ops_rows import CASES, segjax_call, torch_call
+from train_step import keep_freed_memory, realtime
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
@@ -62,23 +62,6 @@ def fingerprint(result: np.ndarray) -> list[float]:
     """Two numbers that tell results apart: the product with a fixed vector, and the norm."""
     flat = result.astype(np.float64).ravel()
     return [float(flat @ np.random.default_rng(7).standard_normal(flat.size)), float(np.linalg.norm(flat))]
-
-
-@contextlib.contextmanager
-def realtime(wanted: bool) -> Iterator[None]:
-    """All threads of this process before every ordinary one, for as long as the block runs."""
-
-    def schedule(policy: int, priority: int) -> None:
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
-
-    if wanted:
-        schedule(os.SCHED_RR, 5)
-    try:
-        yield
-    finally:
-        if wanted:
-            schedule(os.SCHED_OTHER, 0)
 
 
 def worker(arguments: argparse.Namespace) -> None:
@@ -124,14 +107,6 @@ def answer(question: dict, prepare: Callable, arguments: argparse.Namespace, kep
         return {"fingerprint": fingerprint(result())}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
-
-
-def keep_freed_memory() -> None:
-    """What segjax.training.host_memory does, for a process that has no segjax."""
-    import ctypes
-
-    for parameter, value in ((-8, 1), (-4, 0), (-1, -1)):
-        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def start(side: str, python: str, arguments: argparse.Namespace) -> subprocess.Popen:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax import ops
-from segjax.ops.geometry import Padding, check_groups
+from segjax.ops.conv_geometry import check_groups
+from segjax.ops.geometry import Padding
 from segjax.types import Array, InputError, Outputs, Variables
 
 NOISE = "noise"  # the collection through which ``Network.init`` hands every ``Conv`` its share of one draw

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segjax.data import border_weight, canvas
-from segjax.types import IMAGE, LABEL, WEIGHT, HostArray, InputError
+from segjax.types import CONTENT_SIZE, IMAGE, LABEL, WEIGHT, HostArray, InputError
 
 
 class Store:
@@ -70,7 +70,7 @@ class Fitted:
             )
         example = {IMAGE: canvas.fit_image(image, self.size, self.fit), LABEL: label}
         if self.native_label:
-            example["content_size"] = np.array(canvas.content_size(image.shape[:2], self.size, self.fit), np.int32)
+            example[CONTENT_SIZE] = np.array(canvas.content_size(image.shape[:2], self.size, self.fit), np.int32)
         else:
             example[LABEL] = canvas.fit_label(label, self.size, self.fit, self.dataset.ignore_label)
             if getattr(self.dataset, "border_weight", False):

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from segjax.data import canvas, fitted
-from segjax.types import IMAGE, LABEL, VALID, WEIGHT, HostArray, InputError
+from segjax.types import CONTENT_SIZE, IMAGE, LABEL, VALID, WEIGHT, HostArray, InputError
 
 WORKER_MODES = ("threads", "processes")
 _ENDLESS = 2**50  # examples of a run; the length of grain's own endless repeat overflows under batches of one
@@ -227,7 +227,7 @@ class _EvalRows:
             LABEL: np.full((self.rows, height, width), self.source.dataset.ignore_label, np.int32),
             VALID: np.arange(self.rows) < len(examples),
             "native_size": np.tile(np.array([height, width], np.int32), (self.rows, 1)),
-            "content_size": np.tile(np.array(self.source.size, np.int32), (self.rows, 1)),
+            CONTENT_SIZE: np.tile(np.array(self.source.size, np.int32), (self.rows, 1)),
             "index": np.full(self.rows, -1, np.int32),
         }
         for row, example in enumerate(examples):
@@ -235,7 +235,7 @@ class _EvalRows:
             batch[IMAGE][row] = example[IMAGE]
             batch[LABEL][row, :h, :w] = example[LABEL]
             batch["native_size"][row] = h, w
-            batch["content_size"][row] = example["content_size"]
+            batch[CONTENT_SIZE][row] = example[CONTENT_SIZE]
             batch["index"][row] = start + row
         return batch
 

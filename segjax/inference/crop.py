@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from segjax.inference.evaluation import CONTENT_SIZE, NATIVE_SIZE, fit_labels
-from segjax.types import IMAGE, LABEL, VALID, Batch
+from segjax.inference.evaluation import NATIVE_SIZE, fit_labels
+from segjax.types import CONTENT_SIZE, IMAGE, LABEL, VALID, Batch
 
 
 def crop_batches(

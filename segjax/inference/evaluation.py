@@ -23,10 +23,10 @@ from segjax import augment
 from segjax.data import canvas
 from segjax.inference.views import WHOLE, Views, make_logits
 from segjax.metrics import confusion, conventions
-from segjax.types import DATA_AXIS, IMAGE, LABEL, VALID, Array, Batch, HostArray, Variables
+from segjax.types import CONTENT_SIZE, DATA_AXIS, IMAGE, LABEL, VALID, Array, Batch, HostArray, Variables
 
 RESOLUTIONS = ("native", "input")
-NATIVE_SIZE, CONTENT_SIZE, INDEX = "native_size", "content_size", "index"  # i32[B, 2], i32[B, 2], i32[B]
+NATIVE_SIZE, INDEX = "native_size", "index"  # i32[B, 2], i32[B]
 _STEP_KEYS = (IMAGE, LABEL, VALID, CONTENT_SIZE, NATIVE_SIZE)
 _SPLIT, _WHOLE = PartitionSpec(DATA_AXIS), PartitionSpec()
 

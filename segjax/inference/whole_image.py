@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from segjax.data import canvas
 from segjax.inference import evaluation
 from segjax.inference.views import WHOLE, Views
-from segjax.types import IMAGE, VALID, HostArray, Variables
+from segjax.types import CONTENT_SIZE, IMAGE, VALID, HostArray, Variables
 
 _BUCKET = 64
 
@@ -83,5 +83,5 @@ def _batch(
         IMAGE: np.stack([canvas.fit_image(image, size, fit) for image in images])[rows],
         VALID: np.arange(batch_size) < len(images),
         evaluation.NATIVE_SIZE: native[rows],
-        evaluation.CONTENT_SIZE: content[rows],
+        CONTENT_SIZE: content[rows],
     }

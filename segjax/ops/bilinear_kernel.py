@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.ops.geometry import check_groups
+from segjax.ops.conv_geometry import check_groups
 from segjax.types import Array
 
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
+from segjax.ops.conv_geometry import check_groups, check_pair, conv_geometry
 from segjax.ops.conv_maps import convolve
-from segjax.ops.geometry import Padding, check_groups, check_pair, conv_geometry
+from segjax.ops.geometry import Padding
 from segjax.types import Array
 
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import sparse as jax_sparse
 
-from segjax.ops.geometry import Geometry, Padding, conv_geometry, per_axis
+from segjax.ops.conv_geometry import conv_geometry
+from segjax.ops.geometry import Geometry, Padding, per_axis
 from segjax.types import Array, HostArray
 
 

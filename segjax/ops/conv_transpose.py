@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from segjax.ops.conv_geometry import check_groups, check_pair, conv_geometry, transpose_geometry
 from segjax.ops.conv_maps import METHODS, kernel_gradient, transpose
-from segjax.ops.geometry import Padding, check_groups, check_pair, conv_geometry, per_axis, transpose_geometry
+from segjax.ops.geometry import Padding, per_axis
 from segjax.types import Array
 
 _transpose = jax.jit(transpose, static_argnums=(2, 3))  # a loop is not compiled anew at each call outside jit

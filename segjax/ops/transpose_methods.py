@@ -65,6 +65,7 @@ def by_stamping(y: Array, kernel: Array, geometry: Geometry) -> Array:
     taps = kernel.reshape(-1, kernel.shape[2], geometry.groups, outputs)
 
     def stamp(tap: Array, plane: Array) -> Array:
+        """Adds one tap of all stamps to the plane."""
         u, v = dilation[0] * (tap // geometry.window[1]), dilation[1] * (tap % geometry.window[1])
         start = (0, u // stride[0], u % stride[0], v // stride[1], v % stride[1], 0)
         ink = jnp.einsum("bijgo,cgo->bijgc", by_group, taps[tap], preferred_element_type=wide)
