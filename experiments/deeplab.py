@@ -2,6 +2,7 @@
 
     python -m segjax.train --config=experiments/deeplab.py               shapes, drawn on the spot: minutes on a CPU
     python -m segjax.train --config=experiments/deeplab.py:camvid        CamVid at 256x192, MobileNetV2
+    python -m segjax.train --config=experiments/deeplab.py:camvid_small  CamVid at 256x192, a quarter of ResNet-50
     python -m segjax.train --config=experiments/deeplab.py:camvid_full   CamVid at 480x360, ResNet-50: for a GPU
     python -m segjax.train --config=experiments/deeplab.py:pets          Oxford-IIIT Pet, read through TFDS
     python -m segjax.train --config=experiments/deeplab.py:folder --config.data.root=MY    your own images
@@ -37,6 +38,7 @@ def get_config(mode: str = "shapes") -> ConfigDict:
     modes = {
         "shapes": _shapes,
         "camvid": _camvid,
+        "camvid_small": _camvid_small,
         "camvid_full": _camvid_full,
         "pets": _pets,
         "folder": _folder,
@@ -158,6 +160,19 @@ def _camvid(config: ConfigDict) -> None:
     """20 epochs of the 367 training images (45 steps each), flips only: the recipe of benchmarks/camvid_torch.py."""
     _common(config)
     config.data.update(_files("camvid"))
+
+
+def _camvid_small(config: ConfigDict) -> None:
+    """The budget at which models are compared on a CPU: 5 epochs of 367 images, 46 steps each; a quarter of ResNet-50.
+
+    Every width is a quarter of the paper's: 64 channels in pyramid and decoder, 12 of the finer map.
+    """
+    _common(config)
+    config.data.update(_files("camvid"))
+    config.model.update({"backbone": "resnet50", "width": 0.25, "aspp_channels": 64, "aspp_dropout": 0.1})
+    config.model.update({"low_level_channels": 12, "decoder_channels": 64})
+    config.optimizer.warmup_steps = 50
+    config.train.steps = config.eval.every_steps = config.checkpoint.every_steps = 230
 
 
 def _camvid_full(config: ConfigDict) -> None:
