@@ -6,7 +6,7 @@ look at the whole batch (batch norm, dropout) need ``axis_name``; under ``jit`` 
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -49,6 +49,40 @@ def nearest(name: str, known: list[str]) -> str:
 
 class Network(nn.Module):
     """A model: ``__call__(image, *, train=False, targets=None) -> outputs``, and an ``apply`` that keeps no state."""
+
+    @nn.nowrap
+    def require(self, name: str, legal: bool, expected: str) -> None:
+        """InputError "NAME=VALUE of model 'FAMILY': expected ..." for an option whose value is not legal."""
+        if not legal:
+            family = type(self).__module__.rpartition(".")[2]
+            raise InputError(f"{name}={getattr(self, name)!r} of model {family!r}: expected {expected}")
+
+    @nn.nowrap
+    def check_options(
+        self,
+        *,
+        one_of: Mapping[str, tuple[Any, ...]] | None = None,
+        at_least: Mapping[str, int] | None = None,
+        factors: Sequence[str] = (),
+        rates: Sequence[str] = (),
+    ) -> None:
+        """Checks options as a model's ``__post_init__`` asks; InputError for the first that is not legal.
+
+        Args:
+            one_of: {option: its legal values}.
+            at_least: {option: the least legal value}.
+            factors: options that are finite and above 0.
+            rates: options with 0 <= value < 1; where None is the default, it is legal too.
+        """
+        for name, legal in (one_of or {}).items():
+            self.require(name, getattr(self, name) in legal, f"one of {legal}")
+        for name, least in (at_least or {}).items():
+            self.require(name, getattr(self, name) >= least, f"at least {least}")
+        for name in factors:
+            self.require(name, 0 < getattr(self, name) < float("inf"), "a factor above 0")
+        for name in rates:
+            value, default = getattr(self, name), getattr(type(self), name)
+            self.require(name, value is default is None or 0 <= value < 1, "0 <= rate < 1")
 
     @nn.nowrap
     def init(self, rngs: Any, *args: Any, **linen: Any) -> Variables:

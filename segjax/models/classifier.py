@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from segjax import backbones, layers, ops
-from segjax.types import Array, InputError, Outputs
+from segjax.types import Array, Outputs
 
-DTYPES = ("float32", "bfloat16")
+LEGAL = {"dtype": ("float32", "bfloat16")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +68,7 @@ class Model(layers.Network):
     def __post_init__(self) -> None:
         """Checks the options; InputError for a value that is not legal."""
         backbones.find(self.backbone)
-        if self.num_classes < 1:
-            raise InputError(f"num_classes={self.num_classes!r} of model 'classifier': expected at least 1")
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype={self.dtype!r} of model 'classifier': expected one of {DTYPES}")
-        if not 0 < self.width < float("inf"):
-            raise InputError(f"width={self.width!r} of model 'classifier': expected a factor above 0")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise InputError(f"dropout={self.dropout!r} of model 'classifier': expected 0 <= rate < 1")
+        self.check_options(one_of=LEGAL, at_least={"num_classes": 1}, factors=("width",), rates=("dropout",))
         super().__post_init__()
 
     @nn.compact

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from segjax import backbones, layers, ops
 from segjax.models._deeplab_heads import LargeFov, Pyramid, conv3x3
 from segjax.models._fcn_head import FCNHead
-from segjax.types import Array, InputError, Outputs
+from segjax.types import Array, Outputs
 
 STRIDES = {"v1": 8, "v2": 8, "v3": 16, "v3plus": 16}  # the papers' output strides
 RATES = {"v1": (12,), "v2": (6, 12, 18, 24), "v3": (12, 24, 36), "v3plus": (12, 24, 36)}  # at stride 8; half at 16
@@ -107,25 +107,16 @@ class Model(layers.Network):
         """Checks the options and puts the papers' values for None; InputError for a value that is not legal."""
         if self.output_stride is None:
             self.output_stride = STRIDES.get(self.variant, 16)
-        for name, legal in LEGAL.items():
-            self._require(name, getattr(self, name) in legal, f"one of {legal}")
+        self.check_options(one_of=LEGAL)
         self._complete()
-        for name, least in LEAST.items():
-            self._require(name, getattr(self, name) >= least, f"at least {least}")
-        self._require("width", 0 < self.width < float("inf"), "a factor above 0")
-        self._require("aspp_rates", min(self.aspp_rates) >= 1, "dilations of at least 1")
-        self._require("aspp_dropout", 0 <= self.aspp_dropout < 1, "0 <= rate < 1")
-        self._require("cascade", not self.cascade or self.variant == "v3", f"0 with variant={self.variant!r}")
+        self.check_options(at_least=LEAST, factors=("width",), rates=("aspp_dropout",))
+        self.require("aspp_rates", min(self.aspp_rates) >= 1, "dilations of at least 1")
+        self.require("cascade", not self.cascade or self.variant == "v3", f"0 with variant={self.variant!r}")
         for name, none in (("cascade", 0), ("multi_grid", ())):
             legal = name in self._of_backbone() or not getattr(self, name)
-            self._require(name, legal, f"{none} with backbone={self.backbone!r}: only ResNets have it")
+            self.require(name, legal, f"{none} with backbone={self.backbone!r}: only ResNets have it")
         backbones.build(self.backbone, **self._backbone_options())  # checks its own options
         super().__post_init__()
-
-    @nn.nowrap
-    def _require(self, name: str, legal: bool, expected: str) -> None:
-        if not legal:
-            raise InputError(f"{name}={getattr(self, name)!r} of model 'deeplab': expected {expected}")
 
     @nn.nowrap
     def _complete(self) -> None:

@@ -126,15 +126,7 @@ class Model(layers.Network):
     def __post_init__(self) -> None:
         """Checks the options; InputError for a value that is not legal."""
         backbones.find(self.backbone)
-        for name, legal in LEGAL.items():
-            if getattr(self, name) not in legal:
-                raise InputError(f"{name}={getattr(self, name)!r} of model 'fcn': expected one of {legal}")
-        if self.num_classes < 1:
-            raise InputError(f"num_classes={self.num_classes!r} of model 'fcn': expected at least 1")
-        if not 0 < self.width < float("inf"):
-            raise InputError(f"width={self.width!r} of model 'fcn': expected a factor above 0")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise InputError(f"dropout={self.dropout!r} of model 'fcn': expected 0 <= rate < 1")
+        self.check_options(one_of=LEGAL, at_least={"num_classes": 1}, factors=("width",), rates=("dropout",))
         legal = {"vgg": ("padded", "authors"), "alexnet": ("authors",), "": ("padded", "dilated")}[self._family()]
         if self.variant not in legal:
             raise InputError(f"variant={self.variant!r} of model 'fcn' on {self.backbone}: expected one of {legal}")

@@ -29,8 +29,8 @@ import numpy as np
 from segjax import layers, ops
 from segjax.types import LABEL, Array, InputError, Outputs
 
-FORMS = ("dense", "patches", "full_resolution")
-DTYPES = ("float32", "bfloat16")
+LEGAL = {"form": ("dense", "patches", "full_resolution"), "dtype": ("float32", "bfloat16")}
+LEAST = {"num_classes": 1, "last": 1, "hidden": 1, "samples": 0}
 
 
 def window(kernels: Sequence[int], last: int) -> int:
@@ -143,12 +143,7 @@ class Model(layers.Network):
 
     def __post_init__(self) -> None:
         """Checks the options; InputError for a value that is not legal."""
-        for name, legal in (("form", FORMS), ("dtype", DTYPES)):
-            if getattr(self, name) not in legal:
-                raise InputError(f"{name}={getattr(self, name)!r} of model 'patch': expected one of {legal}")
-        for name, least in (("num_classes", 1), ("last", 1), ("hidden", 1), ("samples", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)!r} of model 'patch': expected at least {least}")
+        self.check_options(one_of=LEGAL, at_least=LEAST, rates=("dropout",))
         if len(self.channels) != len(self.kernels) or min(*self.channels, *self.kernels, 1) < 1:
             raise InputError(
                 f"channels={self.channels} and kernels={self.kernels} of model 'patch': expected as many of one as of "
@@ -158,8 +153,6 @@ class Model(layers.Network):
             raise InputError(
                 f"samples={self.samples} of model 'patch' in full resolution: expected 'dense' or 'patches'"
             )
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout={self.dropout!r} of model 'patch': expected 0 <= rate < 1")
         super().__post_init__()
 
     @nn.compact

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from segjax import layers, ops
-from segjax.types import Array, InputError, Outputs
+from segjax.types import Array, Outputs
 
 LEGAL = {"variant": ("segnet", "basic", "deconvnet"), "dtype": ("float32", "bfloat16")}
 LEAST = {"num_classes": 1, "bottleneck": 1}
@@ -98,14 +98,7 @@ class Model(layers.Network):
 
     def __post_init__(self) -> None:
         """Checks the options; InputError for a value that is not legal."""
-        for name, legal in LEGAL.items():
-            if getattr(self, name) not in legal:
-                raise InputError(f"{name}={getattr(self, name)!r} of model 'segnet': expected one of {legal}")
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)!r} of model 'segnet': expected at least {least}")
-        if not 0 < self.width < float("inf"):
-            raise InputError(f"width={self.width!r} of model 'segnet': expected a factor above 0")
+        self.check_options(one_of=LEGAL, at_least=LEAST, factors=("width",))
         super().__post_init__()
 
     @nn.compact

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from segjax import backbones, layers, ops
-from segjax.types import Array, InputError, Outputs
+from segjax.types import Array, Outputs
 
 LEGAL = {
     "variant": ("paper", "padded", "backbone"),
@@ -146,18 +146,9 @@ class Model(layers.Network):
     def __post_init__(self) -> None:
         """Checks the options; InputError for a value that is not legal."""
         backbones.find(self.backbone)
-        for name, legal in LEGAL.items():
-            if getattr(self, name) not in legal:
-                raise InputError(f"{name}={getattr(self, name)!r} of model 'unet': expected one of {legal}")
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)!r} of model 'unet': expected at least {least}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout={self.dropout!r} of model 'unet': expected 0 <= rate < 1")
-        if not 0 < self.width < float("inf"):
-            raise InputError(f"width={self.width!r} of model 'unet': expected a factor above 0")
-        if len(self.decoder_channels) != 5 or min(self.decoder_channels) < 1:
-            raise InputError(f"decoder_channels={self.decoder_channels!r} of model 'unet': expected five, at least 1")
+        self.check_options(one_of=LEGAL, at_least=LEAST, factors=("width",), rates=("dropout",))
+        legal = len(self.decoder_channels) == 5 and min(self.decoder_channels) >= 1
+        self.require("decoder_channels", legal, "five, at least 1")
         super().__post_init__()
 
     @property
