@@ -13,6 +13,9 @@ label (and the weight map) at the nearest pixel. What lies outside is the mean c
 Such a map is separable. The image is moved by two small interpolation matrices (matrix products, no gather), the
 label by one list of rows and one of columns; flips alone are a reversal; with nothing to do nothing is done.
 
+A vertical flip and an exchange of rows and columns, where asked for, come after it; all three flips together reach the
+eight positions of a square, for images that have no up and down.
+
 An elastic deformation, where one is asked for, comes first: pixel p of the input becomes that at p + v(p), v smooth.
 What lies outside is the input continued by reflection, of image, label and weight alike, so that they stay together.
 """
@@ -29,7 +32,7 @@ Augment = Callable[[Array, Batch, Array], Batch]
 
 # Which of an example's uniform numbers is for what: switching one option on changes no other draw.
 _FLIP, _SCALE, _Y, _X, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _DRAWS = range(9)
-_ELASTIC = _DRAWS + 1  # folded into the key of an example; _DRAWS itself for sampled pixels
+_ELASTIC, _TURNS = _DRAWS + 1, _DRAWS + 2  # folded into the key of an example; _DRAWS itself for sampled pixels
 _GRID = 3  # control points of an elastic deformation along each axis
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, to the digits torchvision uses
 
@@ -42,6 +45,8 @@ def make_augment(
     ignore_label: int,
     scale: tuple[float, float] = (1.0, 1.0),
     flip: float = 0.5,
+    flip_vertical: float = 0.0,
+    transpose: float = 0.0,
     elastic: float = 0.0,
     brightness: float = 0.0,
     contrast: float = 0.0,
@@ -60,6 +65,8 @@ def make_augment(
       ignore_label: label of pixels outside the input.
       scale: (low, high) of the zoom s, 0 < low <= high; DeepLab's is (0.5, 2).
       flip: probability of a horizontal flip.
+      flip_vertical: probability of a vertical flip.
+      transpose: probability that rows and columns are exchanged; of a square output only.
       elastic: standard deviation of the displacements of ``displacements``, pixels of the input; 0: off, U-Net's: 10.
       brightness, contrast, saturation: b >= 0, factors uniform in [max(0, 1 - b), 1 + b].
       hue: h in [0, 0.5], shift uniform in [-h, h] of a full turn.
@@ -77,7 +84,7 @@ def make_augment(
     if not 0.0 <= elastic < float("inf"):
         raise ValueError(f"elastic is {elastic}, expected 0 (off) or a standard deviation in pixels")
     factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
-    _check(size, scale, flip, factors, hue)
+    _check(size, scale, {"flip": flip, "flip_vertical": flip_vertical, "transpose": transpose}, factors, hue)
     if sampled_pixels < 0:
         raise ValueError(f"sampled_pixels is {sampled_pixels}, expected 0 (all) or more")
 
@@ -89,6 +96,8 @@ def make_augment(
             # A key of its own: switching it on changes no other draw.
             batch = _deform(batch, jax.vmap(lambda k: jax.random.fold_in(k, _ELASTIC))(keys), elastic)
         moved, inside = _move(batch, draws, size, scale, flip, ignore_label)
+        if flip_vertical or transpose:
+            moved, inside = _turn(moved, inside, keys, flip_vertical, transpose)
         image = moved[IMAGE]
         if any(factors.values()) or hue:
             image = jax.vmap(lambda x, u, m: _jitter(x / 255.0, u, m, factors, hue))(image, draws, inside) * 255.0
@@ -219,6 +228,20 @@ def _move(
     return moved, inside
 
 
+def _turn(
+    moved: dict[str, Array], inside: Array, keys: Array, flip_vertical: float, transpose: float
+) -> tuple[dict[str, Array], Array]:
+    """What ``_move`` returns, its rows reversed and then exchanged with its columns, each with its probability."""
+    draws = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, _TURNS), (2,)))(keys)
+    reversed_, exchanged = draws[:, 0] < flip_vertical, draws[:, 1] < transpose
+
+    def turn(x: Array) -> Array:
+        x = _where(reversed_, x[:, ::-1], x) if flip_vertical else x
+        return _where(exchanged, jnp.swapaxes(x, 1, 2), x) if transpose else x
+
+    return jax.tree.map(turn, (moved, inside))
+
+
 def _centres(out_size: int, in_size: int, scale: Array, draw: Array) -> tuple[Array, Array]:
     """Where output pixel centres lie in the input along one axis, f32[out] from its edge; which are inside."""
     start = draw * (scale * in_size - out_size)
@@ -298,14 +321,21 @@ def _where(condition: Array, a: Array, b: Array) -> Array:
 
 
 def _check(
-    size: tuple[int, int], scale: tuple[float, float], flip: float, factors: dict[str, float], hue: float
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    chances: dict[str, float],
+    factors: dict[str, float],
+    hue: float,
 ) -> None:
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size is {size}, expected (height, width) in pixels")
     if len(scale) != 2 or not 0.0 < scale[0] <= scale[1]:
         raise ValueError(f"scale is {scale}, expected (low, high) with 0 < low <= high")
-    if not 0.0 <= flip <= 1.0:
-        raise ValueError(f"flip is {flip}, expected a probability")
+    for name, value in chances.items():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} is {value}, expected a probability")
+    if chances["transpose"] and size[0] != size[1]:
+        raise ValueError(f"transpose is {chances['transpose']} with size {size}, expected 0 or a square size")
     for name, value in factors.items():
         if not 0.0 <= value < float("inf"):
             raise ValueError(f"{name} is {value}, expected 0 (off) or more")

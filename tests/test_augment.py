@@ -284,6 +284,32 @@ def test_elastic_leaves_the_other_draws_alone():
     assert (np.asarray(whole["label"]) != np.asarray(plain(key, data, np.arange(4))["label"])).any()
 
 
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 1.5)])
+def test_vertical_flip_and_transposition_turn_all_parts_alike(scale):
+    """Certain ones are the reversal and the exchange; by chance each example gets its own, and the rest stays."""
+    data, key, index = batch(rows=16, height=9, width=9), jax.random.key(5), np.arange(16)
+    make = lambda **more: jax.jit(augment.make_augment(size=(9, 9), scale=scale, brightness=0.4, **PLAIN, **more))
+    names = ("image", "label", "weight")
+    plain = {name: np.asarray(make()(key, data, index)[name]) for name in names}
+    turned = {
+        (0, 0): plain,
+        (1, 0): {name: x[:, ::-1] for name, x in plain.items()},
+        (0, 1): {name: x.swapaxes(1, 2) for name, x in plain.items()},
+        (1, 1): {name: x[:, ::-1].swapaxes(1, 2) for name, x in plain.items()},
+    }
+    for (down, across), wanted in turned.items():
+        out = make(flip_vertical=float(down), transpose=float(across))(key, data, index)
+        for name in names:
+            np.testing.assert_array_equal(out[name], wanted[name])
+    out = make(flip_vertical=0.5, transpose=0.5)(key, data, index)
+    seen = set()
+    for i in index:
+        found = [way for way, x in turned.items() if all(np.array_equal(out[name][i], x[name][i]) for name in names)]
+        assert found, f"example {i} is none of the four"
+        seen.update(found)
+    assert len(seen) == 4
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3)])
 def test_elastic_deformation_of_tiny_images(size):
     data = batch(height=size[0], width=size[1])
@@ -296,6 +322,8 @@ def test_elastic_deformation_of_tiny_images(size):
     [({"elastic": -1.0}, "elastic is -1.0"),
      ({"size": (0, 4)}, r"\(0, 4\)"), ({"scale": (2.0, 0.5)}, r"\(2.0, 0.5\)"), ({"scale": (0.0, 1.0)}, "0 < low"),
      ({"flip": 1.5}, "1.5"), ({"contrast": -0.1}, "contrast is -0.1"), ({"hue": 0.6}, "0.6"),
+     ({"flip_vertical": -0.1}, "flip_vertical is -0.1"), ({"transpose": 1.1}, "transpose is 1.1"),
+     ({"size": (4, 5), "transpose": 0.5}, r"transpose is 0.5 with size \(4, 5\)"),
      ({"sampled_pixels": -1}, "sampled_pixels is -1")],
 )  # fmt: skip
 def test_wrong_options_are_named(options, words):
