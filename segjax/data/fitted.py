@@ -7,7 +7,7 @@ a run, the training, each evaluation), and it goes when the dataset goes.
 import pathlib
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,13 +61,8 @@ class Fitted:
             return self.store.examples[i]
         read = self.dataset[i]
         image, label = read[IMAGE], read[LABEL]
-        larger = image.shape[0] > self.size[0] or image.shape[1] > self.size[1]
-        if self.native_label and self.fit == "crop" and larger:
-            raise InputError(
-                f"{self.dataset.describe(i)} is {image.shape[1]}x{image.shape[0]}, larger than the canvas "
-                f"{self.size[1]}x{self.size[0]} (width x height): evaluation under data.fit=crop would leave "
-                "a part out. Use a larger data.size, or data.fit=pad or stretch"
-            )
+        if self.native_label and self.fit == "crop":
+            refuse_a_part(self.dataset, i, image.shape[:2], self.size)
         example = {IMAGE: canvas.fit_image(image, self.size, self.fit), LABEL: label}
         if self.native_label:
             example[CONTENT_SIZE] = np.array(canvas.content_size(image.shape[:2], self.size, self.fit), np.int32)
@@ -84,18 +79,31 @@ class Fitted:
         return example
 
 
-_STORES: dict[int, dict[Any, Store]] = {}  # by id of the dataset; emptied when the dataset goes
+_STORES: dict[int, dict[Hashable, Store]] = {}  # by id of the dataset; emptied when the dataset goes
 
 
 def on_canvas(dataset: Any, size: tuple[int, int], fit: str, *, native_label: bool, cache: bool) -> Fitted:
     """Returns the set on its canvas, with the store that every call of these options shares."""
-    store = None
-    if cache:
-        if id(dataset) not in _STORES:
-            _STORES[id(dataset)] = {}
-            weakref.finalize(dataset, _STORES.pop, id(dataset), None)
-        store = _STORES[id(dataset)].setdefault((size, fit, native_label), Store(len(dataset)))
+    store = shared_store(dataset, (size, fit, native_label)) if cache else None
     return Fitted(dataset, size, fit, native_label=native_label, store=store)
+
+
+def shared_store(dataset: Any, key: Hashable) -> Store:
+    """Returns the memory for the examples of `dataset` made by the options `key`, the same one at every call."""
+    if id(dataset) not in _STORES:
+        _STORES[id(dataset)] = {}
+        weakref.finalize(dataset, _STORES.pop, id(dataset), None)
+    return _STORES[id(dataset)].setdefault(key, Store(len(dataset)))
+
+
+def refuse_a_part(dataset: Any, i: int, image_size: tuple[int, int], size: tuple[int, int]) -> None:
+    """Raises InputError where evaluation under "crop" would see only a part of example `i`."""
+    if image_size[0] > size[0] or image_size[1] > size[1]:
+        raise InputError(
+            f"{dataset.describe(i)} is {image_size[1]}x{image_size[0]}, larger than the canvas {size[1]}x{size[0]} "
+            "(width x height): evaluation under data.fit=crop would leave a part out. Use a larger data.size, or "
+            "data.fit=pad or stretch"
+        )
 
 
 def _free_memory() -> int | None:

@@ -8,7 +8,7 @@ after: what these hand out is then whole batches in order, whatever their number
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -96,16 +96,13 @@ def train_batches(
       InputError: an empty set, a batch that does not split over the processes; later on what the dataset raises.
       ValueError: an unknown `fit` or `worker_mode`, negative counts.
     """
-    size = _check(dataset, size, fit, batch_size, process_index, process_count, workers, worker_mode)
-    if start_step < 0:
-        raise ValueError(f"start_step={start_step}: expected 0 or more")
+    size = check(dataset, size, fit, batch_size, process_index, process_count, workers, worker_mode, start_step)
     source = fitted.on_canvas(dataset, size, fit, native_label=False, cache=cache)
-    order = grain.MapDataset.source(source).seed(seed).shuffle().repeat(_ENDLESS // len(source))
+    examples = order(source, seed)
     if fit == "crop":
-        order = order.random_map(_Window(size))
-    batches = order.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
-    batches = batches[start_step : None if num_steps is None else max(num_steps, start_step)]
-    return Batches(_start(batches, workers, worker_mode), start_step)
+        examples = examples.random_map(_Window(size))
+    batches = examples.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
+    return start(between(batches, start_step, num_steps), workers, worker_mode, start_step)
 
 
 def eval_batches(
@@ -139,12 +136,12 @@ def eval_batches(
     Raises:
       InputError, ValueError: as `train_batches`.
     """
-    size = _check(dataset, size, fit, batch_size, process_index, process_count, workers, worker_mode)
+    size = check(dataset, size, fit, batch_size, process_index, process_count, workers, worker_mode)
     if pad_native_to < 1:
         raise ValueError(f"pad_native_to={pad_native_to}: expected 1 or more")
     source = fitted.on_canvas(dataset, size, fit, native_label=True, cache=cache)
     rows = _EvalRows(source, batch_size, process_index, process_count, pad_native_to)
-    return Batches(_start(grain.MapDataset.source(rows), workers, worker_mode))
+    return start(grain.MapDataset.source(rows), workers, worker_mode)
 
 
 def verify(
@@ -173,21 +170,38 @@ def verify(
     source: Any = dataset
     if size is not None:
         source = fitted.on_canvas(dataset, tuple(size), fit, native_label=native_label, cache=cache)
-    stop = threading.Event()
+    for _ in read_all(source, progress, workers):
+        pass
 
-    def read(i: int) -> None:
-        if not stop.is_set():
-            source[i]
+
+def read_all(source: Any, progress: Callable[[int, int], None] | None, workers: int | None) -> Iterator[Any]:
+    """Yields every example of `source` in order, read ahead by threads; `progress` and `workers` as of `verify`."""
+    stop = threading.Event()
+    length = len(source)
+
+    def read(i: int) -> Any:
+        return None if stop.is_set() else source[i]
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        futures = [pool.submit(read, i) for i in range(len(dataset))]
+        futures = [pool.submit(read, i) for i in range(length)]
+        futures.reverse()
         try:
-            for i, future in enumerate(futures):
-                future.result()
+            while futures:
+                yield futures.pop().result()  # and lets go of it
                 if progress is not None:
-                    progress(i + 1, len(dataset))
+                    progress(length - len(futures), length)
         finally:
             stop.set()
+
+
+def order(source: Any, seed: int) -> grain.MapDataset:
+    """Returns the endless sequence of examples of a run: epoch after epoch, each a permutation drawn from it."""
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat(_ENDLESS // len(source))
+
+
+def between(batches: grain.MapDataset, start_step: int, num_steps: int | None) -> grain.MapDataset:
+    """Returns the batches from number `start_step` to the last one, num_steps - 1 (None: endless)."""
+    return batches[start_step : None if num_steps is None else max(num_steps, start_step)]
 
 
 class _Window(grain.transforms.RandomMap):
@@ -259,8 +273,8 @@ def _stack(examples: list[Mapping[str, HostArray]]) -> dict[str, HostArray]:
     return {**batch, LABEL: labels, VALID: np.ones(len(examples), bool)}
 
 
-def _start(batches: grain.MapDataset, workers: int, worker_mode: str) -> Any:
-    """Returns grain's iterator over finished batches."""
+def start(batches: grain.MapDataset, workers: int, worker_mode: str, step: int = 0) -> Batches:
+    """Returns the iterator over finished batches, the first of which is number `step`."""
     threads = workers if worker_mode == "threads" else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterable = batches.to_iter_dataset(options)
@@ -268,24 +282,37 @@ def _start(batches: grain.MapDataset, workers: int, worker_mode: str) -> Any:
         if not flags.FLAGS.is_parsed():  # grain reads a flag of its own, and outside absl's app.run nobody parsed any
             flags.FLAGS.mark_as_parsed()
         iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    return iter(iterable)
+    return Batches(iter(iterable), step)
 
 
-def _check(
-    dataset: Any, size: tuple[int, int], fit: str, batch_size: int, index: int, count: int, workers: int, mode: str
+def check(
+    dataset: Any,
+    size: tuple[int, int],
+    fit: str,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    workers: int,
+    worker_mode: str,
+    start_step: int = 0,
 ) -> tuple[int, int]:
+    """Returns `size` as integers, or raises what `train_batches` says of impossible options."""
     if fit not in canvas.FITS:
         raise ValueError(f"fit={fit!r}: expected one of {', '.join(canvas.FITS)}")
-    if mode not in WORKER_MODES:
-        raise ValueError(f"worker_mode={mode!r}: expected one of {', '.join(WORKER_MODES)}")
+    if worker_mode not in WORKER_MODES:
+        raise ValueError(f"worker_mode={worker_mode!r}: expected one of {', '.join(WORKER_MODES)}")
     if workers < 0:
         raise ValueError(f"workers={workers}: expected 0 or more")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size={size}: expected (height, width), both at least 1")
-    if not 0 <= index < count:
-        raise ValueError(f"process_index={index}: expected 0 .. {count - 1}")
-    if batch_size < 1 or batch_size % count:
-        raise InputError(f"a batch of {batch_size} cannot be split over {count} processes: use a multiple of {count}")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index}: expected 0 .. {process_count - 1}")
+    if batch_size < 1 or batch_size % process_count:
+        raise InputError(
+            f"a batch of {batch_size} cannot be split over {process_count} processes: use a multiple of {process_count}"
+        )
+    if start_step < 0:
+        raise ValueError(f"start_step={start_step}: expected 0 or more")
     if len(dataset) == 0:
         raise InputError(f"{dataset!r}: the split is empty")
     return tuple(int(n) for n in size)
