@@ -86,7 +86,8 @@ def bars(rows: Sequence[tuple[str, float | None, str]], *, label: str) -> str:
 
 def ticks(low: float, high: float, *, whole: bool = False, count: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) from at or below ``low`` to at or above ``high``."""
-    span = high - low if high > low else abs(high) or 1.0
+    # Below 1e-300 the spacing's logarithm is at the end of what floats can say.
+    span = next(size for size in (high - low, abs(high), 1.0) if size > 1e-300)
     rough = span / count
     power = 10.0 ** math.floor(math.log10(rough))
     spacing = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -94,7 +95,8 @@ def ticks(low: float, high: float, *, whole: bool = False, count: int = 5) -> li
         spacing = max(1.0, spacing)
     first = math.floor(low / spacing + 1e-9)
     last = max(math.ceil(high / spacing - 1e-9), first + 1)
-    return [round(number * spacing, 12) for number in range(first, last + 1)]
+    places = 1 - math.floor(math.log10(spacing))
+    return [round(number * spacing, places) for number in range(first, last + 1)]
 
 
 def smoothed(points: Points, window: float = 0.05) -> list[tuple[float, float]]:

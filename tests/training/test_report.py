@@ -94,16 +94,26 @@ def test_the_page_of_an_empty_folder(tmp_path):
         (0.3, 2.4, [0, 0.5, 1, 1.5, 2, 2.5]),
         (-1.0, 1.0, [-1, -0.5, 0, 0.5, 1]),
         (0.0, 0.001, [0, 0.0002, 0.0004, 0.0006, 0.0008, 0.001]),
+        (0.0, 1e-13, [0, 2e-14, 4e-14, 6e-14, 8e-14, 1e-13]),
+        (1e-13, 3e-13, [1e-13, 1.5e-13, 2e-13, 2.5e-13, 3e-13]),
     ],
 )
 def test_ticks_are_round_and_enclose(low, high, expected):
-    assert report_figures.ticks(low, high) == pytest.approx(expected)
+    assert report_figures.ticks(low, high) == pytest.approx(expected, abs=0)
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e-12, 1e9])
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e-12, 1e-20, 5e-324, 1e9, -1e30])
 def test_ticks_of_a_constant_enclose_it(value):
     found = report_figures.ticks(value, value)
-    assert len(found) >= 2 and found[0] <= value <= found[-1]
+    assert len(found) >= 2 and found[0] <= value <= found[-1] and found[0] < found[-1]
+
+
+@pytest.mark.parametrize("ends", [(0, 5e-14), (1e-15, 1e-14), (0, 5e-324), (1e9, 1e9 + 2e-7), (-1e-13, 1e-13)])
+def test_a_curve_of_whatever_span_is_drawn(ends):
+    drawing = report_figures.curve([(0, ends[0]), (100, ends[1])], label="loss")
+    (path,) = re.findall(r'class="curve" d="M([^"]*)"', drawing)
+    heights = [float(place.split()[1]) for place in path.split(" L")]
+    assert 12 <= heights[1] <= heights[0] <= 212
 
 
 def test_a_curve_goes_through_its_points():
