@@ -116,7 +116,7 @@ def legend(classes: Classes, *, width: int, label: HostArray | None = None, font
             draw.rectangle(box, fill=colour)
         draw.rectangle(box, outline=tuple(RULE))
         shown = _shortened(text, font_size, (width - gap) // columns - chip - 2 * gap)
-        draw.text((x + chip + gap, y + font_size / 2), shown, fill=INK, font=_font(font_size), anchor="lm")
+        draw.text((x + chip + gap, y + font_size / 2), shown, fill=INK, font=font(font_size), anchor="lm")
     return np.asarray(page)
 
 
@@ -184,10 +184,10 @@ def sheet(
     draw = ImageDraw.Draw(page)
     if title:
         text = _shortened(title, round(1.4 * font_size), width - 2 * margin)
-        draw.text((margin, margin), text, fill=INK, font=_font(round(1.4 * font_size)))
+        draw.text((margin, margin), text, fill=INK, font=font(round(1.4 * font_size)))
     for i, header in enumerate(headers):
         x = margin + i * (cell_width + gap)
-        draw.text((x, top - round(0.5 * font_size)), header, fill=FAINT, font=_font(font_size), anchor="ls")
+        draw.text((x, top - round(0.5 * font_size)), header, fill=FAINT, font=font(font_size), anchor="ls")
     for i, cell in enumerate(cells):
         x = margin + i % columns * (cell_width + gap)
         y = top + i // columns * (cell_height + caption + gap)
@@ -196,7 +196,7 @@ def sheet(
         page.paste(picture, (x + offset[0], y + offset[1]))
         if cell.caption:
             text = _shortened(cell.caption, font_size, cell_width)
-            draw.text((x, y + cell_height + round(0.35 * font_size)), text, fill=FAINT, font=_font(font_size))
+            draw.text((x, y + cell_height + round(0.35 * font_size)), text, fill=FAINT, font=font(font_size))
     if classes:
         page.paste(Image.fromarray(foot), (margin, height - margin - len(foot)))
     return np.asarray(page)
@@ -258,7 +258,8 @@ def save(path: str | os.PathLike, picture: HostArray) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of all text in pictures, at a size in pixels."""
     return ImageFont.load_default(size=size)
 
 
@@ -267,7 +268,7 @@ def _font_size(width: int) -> int:
 
 
 def _text_width(text: str, size: int) -> int:
-    return int(np.ceil(_font(size).getlength(text)))
+    return int(np.ceil(font(size).getlength(text)))
 
 
 def _shortened(text: str, size: int, width: int) -> str:

@@ -48,7 +48,7 @@ def make_predict_images(
     def predict_images(images: Sequence[HostArray]) -> list[HostArray]:
         """Class ids of each image at its own size."""
         native = np.array([image.shape[:2] for image in images], np.int32)
-        batch = _batch(images, native, _canvas(size, fit, native), fit, batch_size)
+        batch = fitted_batch(images, canvas_size(size, fit, native), fit, batch_size)
         padded = tuple(bucket(n) for n in native.max(axis=0).tolist())
         ids = np.asarray(predict(variables, evaluation.place_batch(batch, mesh), padded))
         return [ids[i, :rows, :columns] for i, (rows, columns) in enumerate(native)]
@@ -65,7 +65,8 @@ def bucket(length: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def _canvas(size: tuple[int, int], fit: str, native: HostArray) -> tuple[int, int]:
+def canvas_size(size: tuple[int, int], fit: str, native: HostArray) -> tuple[int, int]:
+    """(H, W) of the canvas for images of the sizes i32[n, 2]: as given, or larger under "crop" where one needs it."""
     if fit != "crop":
         return size
     return tuple(
@@ -73,10 +74,19 @@ def _canvas(size: tuple[int, int], fit: str, native: HostArray) -> tuple[int, in
     )
 
 
-def _batch(
-    images: Sequence[HostArray], native: HostArray, size: tuple[int, int], fit: str, batch_size: int
-) -> dict[str, Any]:
-    """The images on the canvas, rows filled up with repeats of the last one that are not valid."""
+def fitted_batch(images: Sequence[HostArray], size: tuple[int, int], fit: str, batch_size: int) -> dict[str, Any]:
+    """The images on the canvas, rows filled up with repeats of the last one that are not valid.
+
+    Args:
+        images: u8[h, w, 3] of any sizes, 1 to `batch_size` of them.
+        size: (H, W) of the canvas.
+        fit: as ``data.canvas``.
+        batch_size: B.
+
+    Returns:
+        "image" u8[B, H, W, 3], "valid" bool[B], "native_size" and "content_size" i32[B, 2].
+    """
+    native = np.array([image.shape[:2] for image in images], np.int32)
     rows = np.minimum(np.arange(batch_size), len(images) - 1)
     content = np.array([canvas.content_size(tuple(n), size, fit) for n in native.tolist()], np.int32)
     return {
