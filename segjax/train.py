@@ -20,8 +20,7 @@ from collections.abc import Mapping, Sequence
 from ml_collections import ConfigDict
 
 from segjax import config as configs
-from segjax.inference import protocol
-from segjax.training import devices, loop, setup, signals, workdirs
+from segjax.training import devices, loop, setup, signals, tasks, workdirs
 from segjax.training.checkpoint_files import is_disk_full
 from segjax.types import InputError
 
@@ -70,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 def _config(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> ConfigDict:
     if not arguments.config:
         raise InputError("--config is missing: python -m segjax.train --config=experiments/deeplab.py")
-    experiment = protocol.completed(configs.load_experiment(arguments.config))
+    experiment = tasks.completed(configs.load_experiment(arguments.config))
     return workdirs.absolute_root(configs.override(experiment, overrides))
 
 

@@ -19,6 +19,7 @@ from segjax.types import InputError
 
 # Keys of config.data that say how batches are made or which split is read: no set's own options.
 PIPELINE_KEYS = ("name", "split", "train_split", "size", "fit", "cache", "workers", "worker_mode", "verify")
+INSTANCE_KEYS = ("max_instances", "mask_size")  # the pipeline's, of sets of instances
 
 
 def names() -> list[str]:
@@ -70,7 +71,8 @@ def from_config(config: Mapping[str, Any], split: str, classes: Classes | None =
     """
     module = _module(config["name"])
     accepted = _options(module)
-    options = {key: config[key] for key in config if key not in PIPELINE_KEYS and (accepted is None or key in accepted)}
+    own = [key for key in config if key not in (*PIPELINE_KEYS, *INSTANCE_KEYS)]
+    options = {key: config[key] for key in own if accepted is None or key in accepted}
     own_name = f"{config['name']}_name"
     if accepted is not None and "name" in accepted and own_name in config:
         options["name"] = config[own_name]

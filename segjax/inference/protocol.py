@@ -7,9 +7,9 @@
 | scales, flip | (1.0,), False | softmax averaged over scales of the image, and over their mirror images |
 | batch_norm | running, reestimated, batch | statistics of the training, of the training set, of each batch of images |
 | convention | segjax, fcn, torchvision, mmsegmentation, detectron2, segnet | the mean IoU, ``metrics.conventions`` |
+| scores | none, em | of ``segjax.evaluate``, besides the IoU: those of ``inference.em_scores``; not among the rules |
 """
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,24 +32,15 @@ DEFAULTS = {
     "flip": False,
     "batch_norm": "running",
     "convention": "segjax",
+    "scores": "none",
 }  # of the section eval; a config without them means these
 _CHOICES = {
     "protocol": ("whole", "crop", "slide"),
     "batch_norm": ("running", "reestimated", "batch"),
     "convention": conventions.CONVENTIONS,
+    "scores": ("none", "em"),
 }
 _INFERENCE = {"whole": "whole image", "crop": "central crop", "slide": "sliding window, mean of logits"}
-
-
-def completed(config: ConfigDict) -> ConfigDict:
-    """The config with every key of the protocol in its section eval, so that each can be overridden; locked."""
-    whole = copy.deepcopy(config)  # deep: keeps references between fields and the types of placeholders
-    if isinstance(whole.get("eval"), ConfigDict):
-        with whole.unlocked():
-            for key, value in DEFAULTS.items():
-                if key not in whole.eval:
-                    whole.eval[key] = value
-    return whole.lock()
 
 
 def check(config: ConfigDict) -> None:
@@ -101,6 +92,11 @@ def check_running(config: ConfigDict) -> None:
 def batch_norm(config: ConfigDict) -> str:
     """Whose statistics batch norm uses: "running", "reestimated" or "batch"."""
     return _chosen(config)["batch_norm"]
+
+
+def scores(config: ConfigDict) -> str:
+    """What is scored besides the classes' IoU: "none" or "em"."""
+    return _chosen(config)["scores"]
 
 
 def views(config: ConfigDict) -> Views:

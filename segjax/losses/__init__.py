@@ -89,20 +89,20 @@ def build(
     chosen = _chosen(factors, options)
     modules = {part: importlib.import_module(f"segjax.losses.{part}") for part in factors}
 
-    def on(logits: Array, batch: Batch) -> dict[str, tuple[Array, Array]]:
+    def on(outputs: Outputs, batch: Batch) -> dict[str, tuple[Array, Array]]:
         """The terms of one head."""
         terms = {}
         for part, factor in factors.items():
             bound = {"num_classes": num_classes, "ignore_label": ignore_label, "axis_name": axis_name}
-            for term, (total, weight) in modules[part].loss({LOGITS: logits}, batch, **bound, **chosen[part]).items():
+            for term, (total, weight) in modules[part].loss(outputs, batch, **bound, **chosen[part]).items():
                 terms[term] = (total if factor == 1 else factor * total, weight)
         return terms
 
     def loss(outputs: Outputs, batch: Batch) -> dict[str, tuple[Array, Array]]:
         """The terms of all heads."""
-        terms = on(outputs[LOGITS], batch)
+        terms = on(outputs, batch)
         if AUX_LOGITS in outputs and aux_weight:
-            aux = on(outputs[AUX_LOGITS], batch)
+            aux = on({LOGITS: outputs[AUX_LOGITS]}, batch)
             terms |= {f"aux_{term}": (aux_weight * total, weight) for term, (total, weight) in aux.items()}
         return terms
 

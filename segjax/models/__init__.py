@@ -31,8 +31,21 @@ def build(name: str, *, num_classes: int, axis_name: str | None = None, **option
         InputError: no such model, no such option (the message lists the known ones and the nearest name), or an
             option's value that is not legal.
     """
-    if name not in known():
-        raise InputError(f"no model {name!r}{layers.nearest(name, known())}; known are {', '.join(known())}")
-    model = importlib.import_module(f"{__name__}.{name}").Model
+    model = _model(name)
     options = {"num_classes": num_classes, "axis_name": axis_name, **options}
     return layers.from_options(model, f"model {name!r}", options)
+
+
+def finds_instances(name: str) -> bool:
+    """Whether a model's outputs are objects (boxes, classes, masks) rather than a class for each pixel.
+
+    Raises:
+        InputError: no such model.
+    """
+    return getattr(_model(name), "instances", False)
+
+
+def _model(name: str) -> type[layers.Network]:
+    if name not in known():
+        raise InputError(f"no model {name!r}{layers.nearest(name, known())}; known are {', '.join(known())}")
+    return importlib.import_module(f"{__name__}.{name}").Model

@@ -9,10 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from segjax import augment, data, losses, models
 from segjax import config as configs
-from segjax.inference import protocol
-from segjax.training import optimizer
+from segjax import data, losses, models
+from segjax.training import optimizer, tasks
 from segjax.types import InputError
 
 DTYPES, PARALLEL = ("float32", "bfloat16"), ("jit", "pmap")
@@ -21,7 +20,7 @@ OPTION_ERRORS = (ValueError, TypeError, ZeroDivisionError, OverflowError)  # wha
 # Sections whose keys the loop reads itself; those of the others are the parameters of what they configure.
 _OWN = {
     "train": ("steps", "batch_size", "accumulate", "ema_decay", "parallel", "dtype"),
-    "eval": ("every_steps", "batch_size", "resolution", "absent", "ema", "pictures"),
+    "eval": ("every_steps", "batch_size", "ema", "pictures"),
     "checkpoint": ("every_steps", "keep_last", "keep_best"),
     "log": ("every_steps", "tensorboard"),
 }
@@ -33,7 +32,7 @@ _EVALUATED = {
     "augment": ("mean", "std"),
     "model": ("name",),
     "train": ("dtype",),
-    "eval": ("batch_size", "resolution", "absent", "ema"),
+    "eval": ("batch_size", "ema"),
 }
 _CHOICES = {
     "train.dtype": DTYPES,
@@ -73,11 +72,13 @@ def keys(config: ConfigDict) -> None:
     for name in _SECTIONS:
         if not isinstance(config[name], ConfigDict):
             raise InputError(f"{name}={config[name]!r}: expected a section with keys of its own")
+    parameters, task = _parameters(config), tasks.of(config)
     for name, own in _OWN.items():
-        _compare(name, config[name], required=own, optional=protocol.DEFAULTS if name == "eval" else ())
-    for name, parameters in _parameters(config).items():
-        required = [key for key, needed in parameters.items() if needed]
-        _compare(name, config[name], required=required, optional=list(parameters))
+        more = (task.EVAL_KEYS, task.EVAL_DEFAULTS) if name == "eval" else ((), ())
+        _compare(name, config[name], required=[*own, *more[0]], optional=list(more[1]))
+    for name, keys_of in parameters.items():
+        required = [key for key, needed in keys_of.items() if needed]
+        _compare(name, config[name], required=required, optional=list(keys_of))
 
 
 def evaluation_keys(config: ConfigDict) -> None:
@@ -89,7 +90,8 @@ def evaluation_keys(config: ConfigDict) -> None:
     for name, required in _EVALUATED.items():
         if name not in config or not isinstance(config[name], ConfigDict):
             raise InputError(f"the section {name} is missing in the config of this run")
-        _compare(name, config[name], required=required, optional=None)
+        more = tasks.of(config).EVAL_KEYS if name == "eval" else ()
+        _compare(name, config[name], required=[*required, *more], optional=None)
 
 
 def values(config: ConfigDict, devices: int) -> None:
@@ -116,7 +118,7 @@ def values(config: ConfigDict, devices: int) -> None:
         raise InputError(f"data.size={size}: expected (height, width) in pixels")
     _check_colours(flat)
     _check_average(flat)
-    protocol.check(config)
+    tasks.of(config).check(config)
     if all(key in flat for key in ("train.batch_size", "train.accumulate")):
         _check_batch(config, devices)
 
@@ -127,13 +129,11 @@ def options(config: ConfigDict) -> None:
     Raises:
         InputError: the section, and what its part says of the value.
     """
-    protocol.check_running(config)
+    tasks.of(config).check_running(config)
     warmup = config.optimizer.warmup_steps if "warmup_steps" in config.optimizer else 0
     if not (_whole(warmup) and warmup >= 0):  # longer than the run is legal: runs are shortened to try them
         raise InputError(f"optimizer.warmup_steps={warmup!r}: expected a whole number from 0")
-    explained(
-        ("augment",), lambda: augment.make_augment(size=tuple(config.data.size), ignore_label=255, **config.augment)
-    )
+    explained(("augment",), lambda: tasks.of(config).augmentation(config, ignore_label=255))
     explained(("optimizer",), lambda: optimizer.make_optimizer(total_steps=config.train.steps, **config.optimizer))
     losses.build(config.loss.name, num_classes=2, ignore_label=255, **loss_options(config.loss))
     model = model_options(config.model)
@@ -188,8 +188,8 @@ def _parameters(config: ConfigDict) -> dict[str, dict[str, bool]]:
     model = importlib.import_module(f"segjax.models.{config.model.name}").Model
     fields = {field.name: _required(field) for field in dataclasses.fields(model) if field.name not in _NOT_OF_MODEL}
     return {
-        "data": _of_data(config.data),
-        "augment": _keywords(augment.make_augment, ("size", "ignore_label")),
+        "data": _of_data(config.data, tasks.of(config).DATA_KEYS),
+        "augment": _keywords(tasks.of(config).make_augment, tasks.of(config).AUGMENT_BOUND),
         "optimizer": _keywords(optimizer.make_optimizer, ("total_steps",)),
         "loss": {"name": True, "aux_weight": False} | _of_losses(config.loss.name),
         "model": {"name": True, "pretrained": False, **fields},
@@ -228,10 +228,10 @@ def _of_losses(name: str) -> dict[str, bool]:
 _NOT_OF_MODEL = ("num_classes", "axis_name", "dtype", "parent", "name")
 
 
-def _of_data(section: ConfigDict) -> dict[str, bool]:
+def _of_data(section: ConfigDict, more: Sequence[str]) -> dict[str, bool]:
     """The keys of the pipeline and of the set (True: required), and those of other sets, which are left unused."""
     others = {key: False for name in data.names() for key in _of_set(name, section)}
-    return others | _of_set(section.name, section) | dict.fromkeys(data.PIPELINE_KEYS, True)
+    return others | _of_set(section.name, section) | dict.fromkeys((*data.PIPELINE_KEYS, *more), True)
 
 
 def _of_set(name: str, section: ConfigDict) -> dict[str, bool]:

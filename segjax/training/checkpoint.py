@@ -75,7 +75,8 @@ class Checkpoints:
         Args:
           step: number of updates made; it is the data position too.
           state: pytree of arrays on one device, or replicated over all devices of all processes.
-          metrics: numbers that judge this step; ``miou`` decides which steps are the best. None: not judged.
+          metrics: numbers that judge this step; one of ``retention.HEADLINES`` decides which are the best.
+            None: not judged.
           wait: return only when the checkpoint is complete on disk.
 
         Returns:

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from segjax.inference import evaluation, protocol, visualize
+from segjax.inference import visualize
 from segjax.interop.converted import Converted
-from segjax.training import pretrained, progress, report, setup, signals, workdirs, writer
+from segjax.training import pretrained, progress, report, setup, signals, tasks, workdirs, writer
 from segjax.training.checkpoint import Checkpoints, NoCheckpoint
+from segjax.training.retention import headline
 from segjax.types import InputError, PyTree
 
 
@@ -106,26 +107,25 @@ class _Judge:
         start: int,
     ) -> None:
         self.config, self.workdir, self.job, self.dataset = config, workdir, job, dataset
-        self.log, self.line, self.start = log, line, start
+        self.log, self.line, self.start, self.task = log, line, start, tasks.of(config)
         self.last: tuple[int, dict[str, Any]] | None = None
 
     def __call__(self, step: int, state: PyTree) -> dict[str, float]:
         """Scores ``state``; returns the numbers that judge its checkpoint."""
-        config, classes = self.config, self.dataset.classes
+        config = self.config
         if self.last is not None and self.last[0] == step:
             return _numbers(self.last[1])
         if self.last is None:
             self.line.say("compiling the evaluation; this happens once ...")
         variables = state.ema if config.eval.ema else {"params": state.params, "batch_stats": state.batch_stats}
         with setup.eval_batches(config, self.dataset) as batches:
-            result = evaluation.evaluate(
-                self.job.module.apply,
+            result = self.task.evaluate(
+                config,
+                self.job.module,
                 variables,
-                protocol.batches(config, batches, classes.ignore_label),
-                num_classes=len(classes),
-                ignore_label=classes.ignore_label,
+                self.dataset,
+                batches,
                 mesh=self.job.mesh,
-                **protocol.options(config),
                 progress=lambda done: self.line.evaluating(done, len(self.dataset)),
                 collect=config.eval.pictures,
             )
@@ -136,15 +136,16 @@ class _Judge:
     def _record(self, step: int, result: dict[str, Any]) -> None:
         names = self.dataset.class_names
         scalars = {f"val/{key}": value for key, value in _numbers(result).items()}
-        per_class = {f"val/iou/{name}": float(iou) for name, iou in zip(names, result["iou"], strict=True)}
+        each = self.task.PER_CLASS
+        per_class = {f"val/{each}/{name}": float(score) for name, score in zip(names, result[each], strict=True)}
         rows = writer.read_metrics(self.workdir) if step == self.start else []
-        if not any(row["step"] == step and "val/miou" in row for row in rows):  # a killed run may have written it
+        # A killed run may have written it.
+        if not any(row["step"] == step and headline(_validation(row))[0] for row in rows):
             self.log.scalars(step, scalars | per_class)
-        self.line.evaluated(step, result["miou"])
+        self.line.evaluated(step, *headline(result))
         if result["pictures"] and jax.process_index() == 0:
-            classes = self.dataset.classes
-            self.log.images(step, "val/predictions", visualize.comparison(result["pictures"], classes))
-            pictures = visualize.prediction_pictures(result["pictures"], classes)
+            page, pictures = self.task.pictures(result, self.dataset)
+            self.log.images(step, "val/predictions", page)
             folder = self.workdir / "pictures"
             folder.mkdir(exist_ok=True)
             for number, picture in enumerate(pictures):
@@ -223,33 +224,36 @@ def _say_how_to_continue(step: int, config: ConfigDict, stop: signals.StopReques
         print(f"Stopped by {stop.name} {done}. To continue:\n  {shlex.join(command)}", flush=True)
 
 
+def _validation(row: dict[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix("val/"): value for key, value in row.items() if key.startswith("val/")}
+
+
 def _numbers(result: dict[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in result.items() if np.ndim(value) == 0 and key != "examples"}
 
 
 def _finish(config: ConfigDict, workdir: pathlib.Path, checkpoints: Checkpoints, judge: _Judge, state: PyTree) -> None:
     """Writes summary.json, which marks the run as finished, and says what came out and what to type next."""
-    scores, best = judge(config.train.steps, state), checkpoints.best_step()
+    judge(config.train.steps, state)
+    best, result, each = checkpoints.best_step(), judge.last[1], judge.task.PER_CLASS
     if jax.process_index() != 0:
         return
-    names = judge.dataset.class_names
+    per_class = zip(judge.dataset.class_names, result[each], strict=True)
     summary = {
         "step": config.train.steps,
-        "miou": scores["miou"],
-        "pixel_accuracy": scores["pixel_accuracy"],
-        "iou": {
-            n: float(iou) if np.isfinite(iou) else None for n, iou in zip(names, judge.last[1]["iou"], strict=True)
-        },
+        **{name: float(result[name]) for name in judge.task.SUMMARY},
+        each: {name: float(score) if np.isfinite(score) else None for name, score in per_class},
         "split": config.data.split,
         "best_step": best,
-        "protocol": protocol.protocol(config, ema=config.eval.ema),
+        "protocol": judge.task.rules(config, ema=config.eval.ema),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     temporary = workdir / f"{workdirs.SUMMARY}.tmp"
     temporary.write_text(json.dumps(summary, indent=2) + "\n")
     temporary.rename(workdir / workdirs.SUMMARY)
     report.write(workdir)
-    print(f"\nFinished: step {summary['step']}, validation mIoU {scores['miou']:.4f}, best at step {best}.")
-    for name, iou in summary["iou"].items():
-        print(f"  {name:<20} IoU {'absent' if iou is None else format(iou, '.4f')}")
+    name, score = headline(summary)
+    print(f"\nFinished: step {summary['step']}, validation {name} {score:.4f}, best at step {best}.")
+    for name, score in summary[each].items():
+        print(f"  {name:<20} {judge.task.EACH} {'absent' if score is None else format(score, '.4f')}")
     print(workdirs.next_commands(workdir), flush=True)

@@ -43,7 +43,7 @@ class Progress:
         self._drawn_at = -math.inf
         self._first: tuple[float, int] | None = None  # time and number of the first step that was finished here
         self._window: collections.deque[tuple[float, int]] = collections.deque(maxlen=_WINDOW)
-        self._miou = math.nan
+        self._score = ("", math.nan)
 
     def say(self, text: str) -> None:
         """Prints a line of its own, above the live one."""
@@ -73,7 +73,7 @@ class Progress:
                 self._total,
                 images_per_second=self.images_per_second(),
                 loss=loss,
-                miou=self._miou,
+                score=self._score,
                 remaining=self._remaining(now, step),
                 memory=device_memory(),
             ),
@@ -91,13 +91,13 @@ class Progress:
         """Shows that an evaluation is under way."""
         self._show(f"evaluating: {done}/{of} images", plain=False)
 
-    def evaluated(self, step: int, miou: float) -> None:
-        """Prints what an evaluation found; the time it took does not count as the time of a step."""
-        self._miou = miou
+    def evaluated(self, step: int, name: str, score: float) -> None:
+        """Prints what an evaluation found, by its name; the time it took does not count as the time of a step."""
+        self._score = (name, score)
         if self._shown:  # it is out of date
             self._stream.write(_CLEAR)
             self._shown = ""
-        self.say(f"step {step}/{self._total}  validation mIoU {miou:.4f}")
+        self.say(f"step {step}/{self._total}  validation {name} {score:.4f}")
         self._window.clear()
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ def line(
     *,
     images_per_second: float,
     loss: float,
-    miou: float,
+    score: tuple[str, float],
     remaining: float,
     memory: tuple[int, int] | None,
 ) -> str:
@@ -143,13 +143,13 @@ def line(
       total: steps of the run.
       images_per_second: of training.
       loss: of this step.
-      miou: of the last evaluation.
+      score: name and value of the last evaluation.
       remaining: seconds to the end.
       memory: bytes used and available on the first device.
     """
     parts = [f"step {step}/{total} ({100 * step // max(total, 1)}%)", f"loss {loss:.4f}"]
-    if math.isfinite(miou):
-        parts.append(f"last val mIoU {miou:.4f}")
+    if math.isfinite(score[1]):
+        parts.append(f"last val {score[0]} {score[1]:.4f}")
     if math.isfinite(images_per_second):
         parts.append(f"{images_per_second:.1f} img/s")
     if math.isfinite(remaining):

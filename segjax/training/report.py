@@ -16,12 +16,13 @@ from PIL import Image
 from segjax.training import report_figures as figures
 from segjax.training.checkpoint_files import write_atomically
 from segjax.training.report_page import PAGE
+from segjax.training.retention import HEADLINES
 from segjax.training.writer import read_metrics
 
 REPORT = "report.html"
 _PICTURE_BYTES = 400_000  # a larger picture goes in as JPEG
 _MAX_PICTURES = 12
-_IOU = "val/iou/"
+_PER_CLASS = {"val/iou/": "IoU", "val/ap/": "mask AP"}  # of a semantic model, of an instance model
 
 
 def write(workdir: str | os.PathLike) -> pathlib.Path:
@@ -43,7 +44,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         '<section class="charts">',
         _chart("Training loss", _series(rows, "train/loss"), smooth=True),
         _chart("Learning rate", _series(rows, "train/learning_rate"), low=0.0),
-        _chart("Validation mIoU", _series(rows, "val/miou"), low=0.0, high=1.0),
+        _chart(f"Validation {_headline(rows)[1]}", _series(rows, _headline(rows)[0]), low=0.0, high=1.0),
         "</section>",
         _classes(rows, _read_json(workdir / "classes.json")),
         _pictures(sorted((workdir / "pictures").glob("*.png"))[:_MAX_PICTURES]),
@@ -68,12 +69,15 @@ def _status(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], summ
 
 def _tiles(rows: Sequence[Mapping[str, Any]]) -> str:
     """The numbers one looks for first."""
-    judged = _series(rows, "val/miou")
+    key, name = _headline(rows)
+    judged = _series(rows, key)
     best = max(judged, key=lambda point: point[1], default=None)
+    last = judged[-1] if judged else None
     tiles = [
-        ("validation mIoU", f"{judged[-1][1]:.4f}" if judged else None, f"at step {judged[-1][0]}" if judged else ""),
-        ("best mIoU", f"{best[1]:.4f}" if best else None, f"at step {best[0]}" if best else ""),
+        (f"validation {name}", f"{last[1]:.4f}" if last else None, f"at step {last[0]}" if last else ""),
+        (f"best {name}", f"{best[1]:.4f}" if best else None, f"at step {best[0]}" if best else ""),
         ("pixel accuracy", _last(rows, "val/pixel_accuracy", ".4f"), "validation"),
+        ("box AP", _last(rows, "val/box_ap", ".4f"), "validation"),
         ("training loss", _last(rows, "train/loss", ".4f"), "last recorded"),
         ("speed", _last(rows, "train/images_per_second", ".1f"), "images per second"),
     ]
@@ -83,25 +87,32 @@ def _tiles(rows: Sequence[Mapping[str, Any]]) -> str:
     return f'<section class="tiles">{"".join(cells)}</section>' if cells else ""
 
 
+def _headline(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """(key, name) of the number that judges this run."""
+    found = [(f"val/{key}", name) for key, name in HEADLINES.items() if any(f"val/{key}" in row for row in rows)]
+    return found[0] if found else ("val/miou", "score")
+
+
 def _chart(title: str, points: figures.Points, **options: Any) -> str:
     last = f"<span>{points[-1][1]:.4g}</span>" if points else ""
     return f"<figure><figcaption>{title}{last}</figcaption>{figures.curve(points, label=title, **options)}</figure>"
 
 
 def _classes(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, Any]) -> str:
-    """IoU of each class at the last evaluation, in the colours of the pictures."""
-    judged = [row for row in rows if any(key.startswith(_IOU) for key in row)]
-    if not judged:
+    """Score of each class at the last evaluation, in the colours of the pictures."""
+    scored = [(row, prefix) for row in rows for prefix in _PER_CLASS if any(key.startswith(prefix) for key in row)]
+    if not scored:
         return ""
-    names = [key.removeprefix(_IOU) for key in judged[-1] if key.startswith(_IOU)]
+    last, prefix = scored[-1]
+    names, score = [key.removeprefix(prefix) for key in last if key.startswith(prefix)], _PER_CLASS[prefix]
     palette = dict(zip(classes.get("classes", []), classes.get("colors", []), strict=False))
     bars = [
-        (name, judged[-1][_IOU + name], f"rgb({','.join(str(int(c)) for c in palette.get(name, (90, 130, 200)))})")
+        (name, last[prefix + name], f"rgb({','.join(str(int(c)) for c in palette.get(name, (90, 130, 200)))})")
         for name in names
     ]
     return (
-        f"<section><h2>IoU of each class <small>validation, step {judged[-1]['step']}</small></h2>"
-        f'<div class="bars">{figures.bars(bars, label="IoU of each class")}</div></section>'
+        f"<section><h2>{score} of each class <small>validation, step {last['step']}</small></h2>"
+        f'<div class="bars">{figures.bars(bars, label=f"{score} of each class")}</div></section>'
     )
 
 

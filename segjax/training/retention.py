@@ -5,12 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-BEST_METRIC = "miou"
+# What judges a checkpoint, and what a person calls it: of a semantic model, of an instance model.
+HEADLINES = {"miou": "mIoU", "mask_ap": "mask AP"}
 
 
 @dataclasses.dataclass
 class LatestAndBest:
-    """orbax preservation policy: the ``latest`` newest steps and the ``best`` steps of highest mIoU.
+    """orbax preservation policy: the ``latest`` newest steps and the ``best`` steps of the highest score.
 
     orbax's own BestN reads metrics that orbax wrote; ours are in the checkpoint's JSON and may come later.
     A step without a score counts among the newest only.
@@ -29,7 +30,15 @@ class LatestAndBest:
         return [checkpoint.step in keep for checkpoint in checkpoints]
 
 
+def headline(metrics: Mapping[str, Any]) -> tuple[str, float]:
+    """(its name for a person, its value) of the number that judges a checkpoint; ("", NaN) where there is none."""
+    for key, name in HEADLINES.items():
+        if metrics.get(key) is not None:
+            return name, float(metrics[key])
+    return "", math.nan
+
+
 def score(step: int, metrics: Mapping[str, float] | None) -> dict[int, float]:
-    """{step: mIoU}, empty where the metrics have none or it is not finite."""
-    value = float((metrics or {}).get(BEST_METRIC, math.nan))
+    """{step: the number that judges it}, empty where the metrics have none or it is not finite."""
+    _, value = headline(metrics or {})
     return {step: value} if math.isfinite(value) else {}

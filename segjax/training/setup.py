@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from segjax import augment, data, losses, models
 from segjax import config as configs
+from segjax import data, losses, models
 from segjax.data import pipeline
 from segjax.data.metadata import Classes
-from segjax.training import check_config, optimizer, parallel, state, step
-from segjax.types import DATA_AXIS, IMAGE, LABEL, VALID, InputError
+from segjax.training import check_config, optimizer, parallel, state, step, tasks
+from segjax.types import DATA_AXIS, InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,21 +84,16 @@ def open_sets(config: ConfigDict, progress: Callable[[str, int, int], None] | No
     if config.data.verify:
         # Worker processes do not see what this one keeps in memory.
         cache = config.data.cache and config.data.worker_mode == "threads"
-        for dataset, native in ((train_set, False), (eval_set, True)):
-            pipeline.verify(
-                dataset,
-                None if progress is None else lambda done, of, split=dataset.split: progress(split, done, of),
-                size=tuple(config.data.size),
-                fit=config.data.fit,
-                native_label=native,
-                cache=cache,
-            )
+        for dataset, evaluated in ((train_set, False), (eval_set, True)):
+            told = None if progress is None else lambda done, of, split=dataset.split: progress(split, done, of)
+            tasks.of(config).read_all(config, dataset, told, evaluated=evaluated, cache=cache)
     return train_set, eval_set
 
 
 def train_batches(config: ConfigDict, dataset: Any, start_step: int) -> pipeline.Batches:
     """This process's rows of the training batches from ``start_step`` on."""
-    return pipeline.train_batches(
+    return tasks.of(config).train_batches(
+        config,
         dataset,
         batch_size=config.train.batch_size,
         seed=config.seed,
@@ -119,12 +114,11 @@ def eval_batches(config: ConfigDict, dataset: Any, *, cache: bool | None = None)
     """
     batch_size = -(-config.eval.batch_size // jax.process_count()) * jax.process_count()
     cache = config.data.cache if cache is None else cache
-    return pipeline.eval_batches(dataset, batch_size=batch_size, cache=cache, **_reading(config))
+    return tasks.of(config).eval_batches(config, dataset, batch_size=batch_size, cache=cache, **_reading(config))
 
 
 def _reading(config: ConfigDict) -> dict[str, Any]:
     return {
-        "size": tuple(config.data.size),
         "fit": config.data.fit,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
@@ -161,7 +155,7 @@ def make_step(config: ConfigDict, classes: Classes) -> step.Step:
         ),
         optimizer.make_optimizer(total_steps=config.train.steps, **config.optimizer)[0],
         axis_name=axis_name,
-        augment=augment.make_augment(size=tuple(config.data.size), ignore_label=classes.ignore_label, **config.augment),
+        augment=tasks.of(config).augmentation(config, classes.ignore_label),
         accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay,
     )
@@ -215,11 +209,7 @@ def _trace(config: ConfigDict, classes: Classes, train_step: step.Step, initial:
     if config.train.parallel == "pmap":  # its step adds over an axis that only pmap has
         train_step = make_step(configs.override(config, {"train.parallel": "jit"}), classes)
     everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(DATA_AXIS))
-    pixels = (config.train.batch_size, *config.data.size)
-    batch = {
-        IMAGE: jax.ShapeDtypeStruct((*pixels, 3), jnp.uint8, sharding=rows),
-        LABEL: jax.ShapeDtypeStruct(pixels, jnp.int32, sharding=rows),
-        VALID: jax.ShapeDtypeStruct(pixels[:1], jnp.bool_, sharding=rows),
-    }
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), initial)
-    jax.eval_shape(train_step, shapes, batch)
+    shapes = tasks.of(config).batch_shapes(config)
+    batch = {key: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for key, (shape, dtype) in shapes.items()}
+    first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), initial)
+    jax.eval_shape(train_step, first, batch)

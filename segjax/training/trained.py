@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 from segjax import config as configs
 from segjax.data import metadata
 from segjax.data.metadata import Classes
-from segjax.inference import protocol
-from segjax.training import checkpoint, devices, setup, workdirs
+from segjax.training import checkpoint, devices, setup, tasks, workdirs
 from segjax.types import InputError, Variables
 
 CHECKPOINTS, COMPILED = "checkpoints", "compiled"  # folders that the loop makes in a workdir
@@ -37,7 +36,7 @@ def read(workdir: str | os.PathLike, overrides: Mapping[str, Any]) -> tuple[Conf
         runs = sorted(str(path.parent) for path in workdir.parent.glob(f"*/{workdirs.CONFIG}"))
         there = f"; runs beside it: {', '.join(runs[:12])}" if runs else ""
         raise InputError(f"--workdir={workdir} is not the folder of a run: it has no {workdirs.CONFIG}{there}")
-    saved = protocol.completed(configs.load_json(workdir / workdirs.CONFIG))
+    saved = tasks.completed(configs.load_json(workdir / workdirs.CONFIG))
     config = configs.override(saved, overrides)
     setup.check(config, devices=1, evaluation=True)
     return saved, config, metadata.read(workdir / workdirs.CLASSES)

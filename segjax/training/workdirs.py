@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from segjax import config as configs
 from segjax.data import metadata
 from segjax.data.metadata import Classes
-from segjax.inference import protocol
-from segjax.training import environment
+from segjax.training import environment, tasks
 from segjax.training.checkpoint_files import list_steps, write_atomically
+from segjax.training.retention import headline
 from segjax.types import InputError
 
 CONFIG, SUMMARY, ENVIRONMENT, CLASSES = "config.json", "summary.json", "environment.json", "classes.json"
@@ -43,7 +43,8 @@ def finished(workdir: pathlib.Path, config: ConfigDict, command: Sequence[str]) 
     except ValueError as error:
         raise InputError(f"{workdir / SUMMARY} is not readable JSON ({error}); remove it to evaluate again") from error
     if jax.process_index() == 0:
-        print(f"{workdir} is finished: step {summary['step']}, validation mIoU {summary['miou']:.4f}. Nothing to do.")
+        name, value = headline(summary)
+        print(f"{workdir} is finished: step {summary['step']}, validation {name} {value:.4f}. Nothing to do.")
         print(next_commands(workdir))
         print(f"To train once more: add --workdir={free_workdir(workdir)}")
     return True
@@ -162,7 +163,7 @@ def _note_environment(workdir: pathlib.Path, command: Sequence[str]) -> None:
 def _check_owner(workdir: pathlib.Path, config: ConfigDict, command: Sequence[str]) -> None:
     if not (workdir / CONFIG).exists() or not started(workdir):
         return
-    saved, now = (protocol.completed(x) for x in (configs.load_json(workdir / CONFIG), config))
+    saved, now = (tasks.completed(x) for x in (configs.load_json(workdir / CONFIG), config))
     changed = configs.differences(saved, now)
     if changed:
         lines = "\n  ".join(changed)

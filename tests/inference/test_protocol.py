@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from segjax import config as configs
 from segjax.inference import protocol as protocols
-from segjax.inference.protocol import check, completed, differences, protocol
+from segjax.inference.protocol import check, differences, protocol
 from segjax.inference.views import WHOLE, Views
+from segjax.training.tasks import completed
 from segjax.types import InputError
 
 
@@ -18,6 +19,7 @@ def config() -> ConfigDict:
         {
             "data": {"size": (192, 256), "fit": "stretch", "split": "val"},
             "augment": {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "flip": 0.5},
+            "model": {"name": "unet"},
             "train": {"dtype": "float32"},
             "eval": {"resolution": "native", "absent": "skip", "batch_size": 8},
         }

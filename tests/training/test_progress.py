@@ -33,10 +33,10 @@ def screen(text: str) -> list[str]:
 
 
 def test_the_line_of_a_step():
-    nothing = {"images_per_second": math.nan, "miou": math.nan, "remaining": math.nan, "memory": None}
+    nothing = {"images_per_second": math.nan, "score": ("", math.nan), "remaining": math.nan, "memory": None}
     assert line(5, 900, loss=2.5, **nothing) == "step 5/900 (0%)  loss 2.5000"
     everything = line(
-        450, 900, images_per_second=18.26, loss=0.5, miou=0.61237, remaining=200, memory=(2**30, 3 * 2**29)
+        450, 900, images_per_second=18.26, loss=0.5, score=("mIoU", 0.61237), remaining=200, memory=(2**30, 3 * 2**29)
     )
     assert everything == "step 450/900 (50%)  loss 0.5000  last val mIoU 0.6124  18.3 img/s  3m 20s left  1.0/1.5 GiB"
 
@@ -61,7 +61,7 @@ def test_speed_is_that_of_the_last_steps_and_leaves_out_compiling_and_evaluating
         progress.step(step, 1.0)
     assert progress.images_per_second() == pytest.approx(16)
     clock.now += 30
-    progress.evaluated(4, 0.5)
+    progress.evaluated(4, "mIoU", 0.5)
     clock.now += 0.5
     progress.step(5, 1.0)
     clock.now += 0.25
@@ -110,7 +110,7 @@ def test_elsewhere_plain_lines_come_now_and_then():
         clock.now += 1
         progress.step(step, 1.0)
         progress.evaluating(step, 100)
-    progress.evaluated(100, 0.25)
+    progress.evaluated(100, "mIoU", 0.25)
     progress.close()
     printed = stream.getvalue().splitlines()
     assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()

@@ -8,8 +8,7 @@ import pytest
 
 from segjax import config as configs
 from segjax.data.metadata import Classes
-from segjax.inference import protocol
-from segjax.training import workdirs
+from segjax.training import tasks, workdirs
 from segjax.types import InputError
 
 COMMAND = ["python", "-m", "segjax.train", "--config=experiments/deeplab.py"]
@@ -55,8 +54,8 @@ def test_a_run_of_before_the_protocols_goes_on(tmp_path, config):
     """Its config lacks their keys, which then mean the defaults; another protocol is another config."""
     workdirs.prepare(tmp_path, config, COMMAND)
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
-    workdirs.prepare(tmp_path, protocol.completed(config), COMMAND)
-    other = configs.override(protocol.completed(config), {"eval.flip": "true"})
+    workdirs.prepare(tmp_path, tasks.completed(config), COMMAND)
+    other = configs.override(tasks.completed(config), {"eval.flip": "true"})
     with pytest.raises(InputError, match="eval.flip: False -> True"):
         workdirs.prepare(tmp_path, other, COMMAND)
 

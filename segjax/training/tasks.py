@@ -1,0 +1,30 @@
+"""Which kind of run a config is: ``semantic`` or ``instance``, each a file with the functions in which they differ."""
+
+import copy
+import types
+
+from ml_collections import ConfigDict
+
+from segjax import models
+from segjax.training import instance, semantic
+
+
+def of(config: ConfigDict) -> types.ModuleType:
+    """The kind of run that the model of a config makes it.
+
+    Raises:
+        InputError: no such model.
+    """
+    return instance if models.finds_instances(config.model.name) else semantic
+
+
+def completed(config: ConfigDict) -> ConfigDict:
+    """The config with every key of its kind's protocol in the section eval, so that each can be overridden; locked."""
+    whole = copy.deepcopy(config)  # deep: keeps references between fields and the types of placeholders
+    sections = [whole.get(name) for name in ("eval", "model")]
+    if all(isinstance(section, ConfigDict) for section in sections) and whole.model.get("name") in models.known():
+        with whole.unlocked():
+            for key, value in of(whole).EVAL_DEFAULTS.items():
+                if key not in whole.eval:
+                    whole.eval[key] = value
+    return whole.lock()
