@@ -19,6 +19,8 @@
     --config.eval.batch_norm=running|reestimated|batch   statistics of the training, those of the whole training set
                                                          without augmentation, or those of each batch of eval.batch_size
     --config.eval.convention=segjax|fcn|torchvision|mmsegmentation|detectron2|segnet    what the mean IoU is
+--config.eval.scores=em      besides, under "em", the EM challenge's scores, of two classes (0 membrane, 1 cell): pixel
+                             error, Rand and information scores with and without thinning, warping error
 --help                   this text; with --workdir also every key of that run's config
 """
 
@@ -38,7 +40,7 @@ from ml_collections import ConfigDict
 from segjax import config as configs
 from segjax import data, models
 from segjax.data.metadata import Classes
-from segjax.inference import evaluation, population, protocol
+from segjax.inference import em_scores, evaluation, population, protocol
 from segjax.inference.progress import Progress
 from segjax.training import devices, environment, parallel, setup, trained
 from segjax.training.workdirs import check_classes
@@ -97,6 +99,8 @@ def _evaluate(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> No
     ema = config.eval.ema if arguments.ema is None else arguments.ema
     dataset = data.from_config(config.data, config.data.split, classes=classes)
     check_classes(classes, dataset.classes, f"{workdir}", f"{dataset.name}, split {config.data.split!r},")
+    if protocol.scores(config) == "em" and len(classes) != 2:
+        raise InputError(f"eval.scores='em' is of two classes, membrane and cell, but {workdir} has {len(classes)}")
     trained.start_devices(workdir, arguments.compilation_cache)
     apply, variables, step = trained.restore(workdir, config, classes, which=arguments.checkpoint, ema=ema, warn=_warn)
     rules = protocol.protocol(config, ema=ema)
@@ -109,9 +113,14 @@ def _evaluate(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> No
     with devices.explained(config, key="eval.batch_size"):
         apply, variables = _normalised(config, classes, apply, variables)
         result = _scores(config, dataset, apply, variables)
+        em = _em_scores(config, dataset, apply, variables) if protocol.scores(config) == "em" else None
     print(table(result, classes.names))
+    if em is not None:
+        em = {"cell": classes.names[em_scores.CELL], "foreground_iou": float(result["iou"][em_scores.CELL]), **em}
+        print(f"\n{em_table(em)}")
     output = pathlib.Path(arguments.output or workdir / "evaluation.json")
-    report = _report(result, classes, rules) | {
+    report = _report(result, classes, rules) | ({} if em is None else {"em": _json(em)})
+    report |= {
         "split": config.data.split,
         "checkpoint": step,
         "ema": ema,
@@ -150,6 +159,24 @@ def table(result: Mapping[str, Any], names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def em_table(scores: Mapping[str, Any]) -> str:
+    """The EM challenge's scores, for a person.
+
+    Args:
+        scores: of ``em_scores.evaluate``, with "cell", the name of class 1, and "foreground_iou".
+
+    Returns:
+        lines of text; a score that no section has shows a dash.
+    """
+    width = max(map(len, scores["best"]))
+    lines = [f"{'EM challenge':<{width}}  at {scores['threshold']}    best   at threshold"]
+    for name, best in scores["best"].items():
+        value, most = _number(scores[name]), _number(best["value"])
+        lines.append(f"{name:<{width}}  {value:>6}  {most:>6}   {best['threshold']:.1f}")
+    lines.append(f"{scores['sections']} sections; IoU of {scores['cell']!r}: {_number(scores['foreground_iou'])}")
+    return "\n".join(lines)
+
+
 def _normalised(config: ConfigDict, classes: Classes, apply: Any, variables: Any) -> tuple[Any, Any]:
     """(apply, variables) with batch norm by the statistics that the protocol asks for."""
     mode = protocol.batch_norm(config)
@@ -167,8 +194,6 @@ def _normalised(config: ConfigDict, classes: Classes, apply: Any, variables: Any
 
 
 def _scores(config: ConfigDict, dataset: Any, apply: Any, variables: Any) -> dict[str, Any]:
-    # Statistics of a batch are those of all its rows: they would differ from device to device.
-    mesh = None if protocol.batch_norm(config) == "batch" else parallel.make_mesh()
     with setup.eval_batches(config, dataset, cache=False) as batches:
         return evaluation.evaluate(
             apply,
@@ -176,10 +201,29 @@ def _scores(config: ConfigDict, dataset: Any, apply: Any, variables: Any) -> dic
             protocol.batches(config, batches, dataset.ignore_label),
             num_classes=dataset.num_classes,
             ignore_label=dataset.ignore_label,
-            mesh=mesh,
+            mesh=_mesh(config),
             **protocol.options(config),
             progress=Progress(len(dataset), "evaluated", sys.stdout),
         )
+
+
+def _em_scores(config: ConfigDict, dataset: Any, apply: Any, variables: Any) -> dict[str, Any]:
+    options = protocol.options(config)
+    with setup.eval_batches(config, dataset, cache=False) as batches:
+        return em_scores.evaluate(
+            apply,
+            variables,
+            protocol.batches(config, batches, dataset.ignore_label),
+            ignore_label=dataset.ignore_label,
+            mesh=_mesh(config),
+            **{key: options[key] for key in ("mean", "std", "resolution", "views")},
+            progress=Progress(len(dataset), "scored", sys.stdout),
+        )
+
+
+def _mesh(config: ConfigDict) -> Any:
+    # Statistics of a batch are those of all its rows: they would differ from device to device.
+    return None if protocol.batch_norm(config) == "batch" else parallel.make_mesh()
 
 
 def _report(result: Mapping[str, Any], classes: Classes, rules: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,6 +254,8 @@ def _write(path: pathlib.Path, report: Mapping[str, Any]) -> None:
 def _json(value: Any) -> Any:
     """Python numbers, NaN as None: JSON has no NaN."""
     value = value.tolist() if isinstance(value, (HostArray, np.generic, jax.Array)) else value
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import trained_run
@@ -101,6 +102,29 @@ def test_a_protocol_is_chosen_by_name_and_written_beside_its_number(run, capsys,
         assert result["pixels"] <= 5 * 16 * 20
 
 
+def test_scores_of_the_em_challenge(tmp_path, capsys, monkeypatch):
+    """Two classes; what was the third is ignored, and so membrane in both maps."""
+    classes, variables = Classes(("membrane", "cell")), trained_run._variables
+    monkeypatch.setattr(trained_run, "CLASSES", classes)
+    monkeypatch.setattr(trained_run, "_variables", lambda kernel: {**variables(kernel), "params": {
+        "classify": {"kernel": kernel[..., :2], "bias": jnp.zeros(2)}}})  # fmt: skip
+    trained_run.write_images(tmp_path / "images", classes=classes)
+    for label in (tmp_path / "images/valannot").iterdir():
+        ids = np.asarray(trained_run.Image.open(label))
+        trained_run.Image.fromarray(np.where(ids == 2, 255, ids).astype(np.uint8)).save(label)
+    trained_run.write_run(tmp_path / "run", tmp_path / "images")
+    assert call(f"--workdir={tmp_path / 'run'}", "--config.eval.scores=em") == 0
+    result, shown = read_json(tmp_path / "run/evaluation.json"), capsys.readouterr()
+    scores = result["em"]
+    assert scores["cell"] == "cell" and scores["foreground_iou"] == result["iou"]["cell"] > 0.9
+    assert scores["sections"] == 5 and len(scores["per_section"]["rand_score"]) == 5
+    assert scores["rand_score"] > 0.9 and scores["pixel_error"] < 0.05 and "above the threshold" in scores["rule"]
+    assert re.search(rf"rand_score +{scores['rand_score']:.4f} +{scores['best']['rand_score']['value']:.4f}", shown.out)
+    assert "not the protocol" not in shown.err
+    assert call(f"--workdir={tmp_path / 'run'}") == 0
+    assert "em" not in read_json(tmp_path / "run/evaluation.json")
+
+
 def test_an_absent_class_is_null_and_a_dash(run, tmp_path, capsys):
     trained_run.write_images(tmp_path / "images", split="test")
     for label in (tmp_path / "images/testannot").iterdir():
@@ -124,6 +148,8 @@ def test_an_absent_class_is_null_and_a_dash(run, tmp_path, capsys):
         (["--workdir={run}/run", "--config.eval.resolution=half"], ["eval.resolution='half'", "native, input"]),
         (["--workdir={run}/run", "--config.eval.protocol=tile"], ["eval.protocol='tile'", "whole, crop, slide"]),
         (["--workdir={run}/run", "--config.eval.convention=voc"], ["eval.convention='voc'", "detectron2, segnet"]),
+        (["--workdir={run}/run", "--config.eval.scores=em"], ["two classes, membrane and cell", "has 3"]),
+        (["--workdir={run}/run", "--config.eval.scores=rand"], ["eval.scores='rand'", "none, em"]),
         (["--workdir={run}/run", "--config.eval.protocol=slide"], ["needs a window, such as eval.window=512,512"]),
         (["--workdir={run}/run", "--config.data.root=/nowhere"], ["data.root=/nowhere", "no such folder"]),
         (["--workdir={run}/run", "--config.data.split=test"], ["split 'test' is empty"]),

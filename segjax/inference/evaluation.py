@@ -31,6 +31,7 @@ _STEP_KEYS = (IMAGE, LABEL, VALID, CONTENT_SIZE, NATIVE_SIZE)
 _SPLIT, _WHOLE = PartitionSpec(DATA_AXIS), PartitionSpec()
 
 Apply = Callable[..., Mapping[str, Array]]
+Read = Callable[[Array, Array, Array, tuple[int, int]], Array]
 Predict = Callable[[Variables, Batch, tuple[int, int]], Array]
 EvalStep = Callable[[Variables, confusion.Counts, Batch], tuple[confusion.Counts, Array]]
 
@@ -52,9 +53,14 @@ def resize_and_classify(logits: Array, content_size: Array, native_size: Array, 
     Returns:
         [Hn, Wn] class ids, the first of equals; K where a logit is NaN. u8 for K < 256, else i32.
     """
+    return arg_max(resize_logits(logits, content_size, native_size, padded_size))
+
+
+def resize_logits(logits: Array, content_size: Array, native_size: Array, padded_size: tuple[int, int]) -> Array:
+    """The logits f32[Hn, Wn, K] that ``resize_and_classify`` takes the arg-max of; its arguments."""
     for axis in (0, 1):
         logits = _resize_axis(logits, axis, content_size[axis], native_size[axis], padded_size[axis])
-    return arg_max(logits)
+    return logits
 
 
 def make_predict(
@@ -64,6 +70,7 @@ def make_predict(
     std: tuple[float, ...],
     mesh: Mesh | None = None,
     views: Views = WHOLE,
+    read: Read = resize_and_classify,
 ) -> Predict:
     """Makes the function from a batch of canvases to class ids at native size.
 
@@ -73,11 +80,12 @@ def make_predict(
         std: of each channel, which divides it then.
         mesh: devices to split the batch over (axis "data"); None: the default device.
         views: the looks at an image that its logits are put together from.
+        read: what becomes of an image's logits, with the arguments of ``resize_and_classify``.
 
     Returns:
-        predict(variables, batch, padded_size) -> [B, Hn, Wn] class ids (``resize_and_classify``), with the keys
-        "image", "content_size", "native_size" of the batch; compiled once per shape. The rows must divide evenly
-        among the devices.
+        predict(variables, batch, padded_size) -> [B, Hn, Wn] class ids (or what ``read`` returns), with the keys
+        "image", "content_size", "native_size" of the batch; compiled once per shape. The rows must divide evenly among
+        the devices.
     """
     logits_of = make_logits(apply, views)
 
@@ -87,7 +95,7 @@ def make_predict(
 
     def classify(logits: Array, content: Array, native: Array, padded_size: tuple[int, int]) -> Array:
         def one(row: tuple[Array, Array, Array]) -> Array:
-            return resize_and_classify(*row, padded_size)
+            return read(*row, padded_size)
 
         return jax.lax.map(one, (logits, content, native))  # one image's intermediates at a time in memory
 

@@ -28,6 +28,11 @@ class Views:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
+    @property
+    def looks(self) -> tuple[tuple[float, bool], ...]:
+        """(scale, mirrored) of each look."""
+        return tuple((scale, way) for scale in self.scales for way in ((False, True) if self.flip else (False,)))
+
 
 WHOLE = Views()
 
@@ -57,19 +62,17 @@ def make_logits(apply: Callable[..., Mapping[str, Array]], views: Views) -> Logi
 
         return run(image) if views.window is None else _slide(run, image, content, views.window, views.stride)
 
-    looks = [(scale, mirrored) for scale in views.scales for mirrored in ((False, True) if views.flip else (False,))]
-
     def logits(variables: Variables, image: Array, content: Array) -> Array:
         """The mean over the looks, or the logits of the only one."""
         total = 0.0
-        for scale, mirrored in looks:
+        for scale, mirrored in views.looks:
             seen = _mirror(image, content) if mirrored else image
             found = _at_scale(look, variables, seen, content, scale)
             found = _mirror(found, content) if mirrored else found
-            if len(looks) == 1:
+            if len(views.looks) == 1:
                 return found
             total = total + jax.nn.softmax(found)
-        return total / len(looks)
+        return total / len(views.looks)
 
     return logits
 

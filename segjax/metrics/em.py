@@ -1,4 +1,4 @@
-"""The scores of the ISBI 2012 EM segmentation challenge: pixel error, Rand score, warping error of membrane maps.
+"""The scores of the ISBI 2012 EM segmentation challenge: pixel, Rand, information and warping of membrane maps.
 
 A map is nonzero in cells and 0 on the membranes that part them; a cell is a component of its pixels by edges. Scores
 are of one section, on the host; the challenge's are means over sections. Its tables show for every score the best over
@@ -57,15 +57,35 @@ def rand_scores(prediction: HostArray, label: HostArray) -> dict[str, float]:
         ValueError: as ``pixel_error``.
     Source: Arganda-Carreras et al. 2015, section 2.5 (foreground-restricted Rand scoring).
     """
-    prediction, label = _maps(prediction, label)
-    found, true = (ndimage.label(cells)[0][label] for cells in (prediction, label))
-    alone = found == 0
-    found[alone] = found.max(initial=0) + 1 + np.arange(alone.sum())
-    both, first, second = (
-        _squares(x) for x in (found.astype(np.int64) * (true.max(initial=0) + 1) + true, found, true)
-    )
+    both, first, second = (float(np.sum(shares**2)) for shares in _shares(prediction, label))
     merge, split, score = (both / x if x else np.nan for x in (first, second, (first + second) / 2))
     return {"rand_score": score, "rand_error": 1 - score, "rand_merge": merge, "rand_split": split}
+
+
+def information_scores(prediction: HostArray, label: HostArray) -> dict[str, float]:
+    """How much the cells of one map tell about those of the other.
+
+    With H(S) and H(T) the entropies of s_i and t_j of ``rand_scores``, and I(S; T) = H(S) + H(T) - H(p_ij):
+
+        merge = I / H(T)     split = I / H(S)     score = 2 I / (H(S) + H(T))
+
+    A quotient 0 / 0 is 1: nothing was to be told.
+
+    Args:
+        prediction: as ``pixel_error``.
+        label: as ``pixel_error``.
+    Returns:
+        {"information_score", "information_merge", "information_split"}; NaN for a label without cells.
+    Raises:
+        ValueError: as ``pixel_error``.
+    Source: Arganda-Carreras et al. 2015, section 2.5 (foreground-restricted information theoretic scoring).
+    """
+    shares = _shares(prediction, label)
+    both, first, second = (float(-np.sum(x * np.log(x))) for x in shares)
+    common = max(first + second - both, 0.0)  # rounding may leave less than nothing
+    empty = not shares[0].size
+    merge, split, score = (np.nan if empty else common / x if x else 1.0 for x in (second, first, (first + second) / 2))
+    return {"information_score": score, "information_merge": merge, "information_split": split}
 
 
 def warping_error(prediction: HostArray, label: HostArray) -> float:
@@ -126,6 +146,29 @@ def thinned(prediction: HostArray) -> HostArray:
     return _turned(prediction, np.ones_like(prediction), places[order])
 
 
+def scores(prediction: HostArray, label: HostArray) -> dict[str, float]:
+    """All scores of one section.
+
+    Args:
+        prediction: as ``pixel_error``.
+        label: as ``pixel_error``.
+    Returns:
+        ``pixel_error``, ``rand_scores``, ``information_scores`` and ``warping_error`` by these names, and the first two
+        scores after ``thinned``, "rand_score_thin" and "information_score_thin".
+    Raises:
+        ValueError: as ``pixel_error``.
+    """
+    thin = thinned(prediction)
+    return {
+        "pixel_error": pixel_error(prediction, label),
+        **rand_scores(prediction, label),
+        "rand_score_thin": rand_scores(thin, label)["rand_score"],
+        **information_scores(prediction, label),
+        "information_score_thin": information_scores(thin, label)["information_score"],
+        "warping_error": warping_error(prediction, label),
+    }
+
+
 def best_scores(
     cell_probability: HostArray, label: HostArray, *, thresholds: Sequence[float] = THRESHOLDS
 ) -> dict[str, float]:
@@ -167,10 +210,14 @@ def _maps(prediction: HostArray, label: HostArray) -> tuple[HostArray, HostArray
     return prediction != 0, label != 0
 
 
-def _squares(numbers: HostArray) -> float:
-    """The sum of the squared shares of equal numbers."""
-    counts = np.unique(numbers, return_counts=True)[1]
-    return float(np.sum((counts / max(numbers.size, 1)) ** 2))
+def _shares(prediction: HostArray, label: HostArray) -> tuple[HostArray, HostArray, HostArray]:
+    """Shares of the label's cell pixels: of each pair of cells that meet, of each predicted cell, of each true one."""
+    prediction, label = _maps(prediction, label)
+    found, true = (ndimage.label(cells)[0][label] for cells in (prediction, label))
+    alone = found == 0
+    found[alone] = found.max(initial=0) + 1 + np.arange(alone.sum())
+    pairs = found.astype(np.int64) * (true.max(initial=0) + 1) + true
+    return tuple(np.unique(x, return_counts=True)[1] / max(x.size, 1) for x in (pairs, found, true))
 
 
 def _simple_table() -> list[bool]:

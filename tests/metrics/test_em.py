@@ -61,6 +61,53 @@ def test_rand_tells_splits_from_mergers():
     assert np.isnan(em.rand_scores(label, 0 * label)["rand_score"])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_information_scores_by_counting(seed):
+    prediction, label = drawn(seed)
+    found, true = (ndimage.label(cells)[0] for cells in (prediction, label))
+    pairs = [(int(found[a]) or a, int(true[a])) for a in map(tuple, np.argwhere(label))]
+    n = len(pairs)
+
+    def share(x, of):
+        return sum(y == x for y in of) / n
+
+    firsts, seconds = ([pair[k] for pair in pairs] for k in (0, 1))
+    mutual = sum(
+        share(pair, pairs) * np.log(share(pair, pairs) / share(pair[0], firsts) / share(pair[1], seconds))
+        for pair in set(pairs)
+    )
+    of_found, of_true = (-sum(share(x, of) * np.log(share(x, of)) for x in set(of)) for of in (firsts, seconds))
+    scores = em.information_scores(prediction, label)
+    assert scores["information_merge"] == pytest.approx(mutual / of_true)
+    assert scores["information_split"] == pytest.approx(mutual / of_found)
+    assert scores["information_score"] == pytest.approx(2 * mutual / (of_found + of_true))
+
+
+def test_information_tells_splits_from_mergers():
+    label = np.ones((8, 9), int)
+    label[:, 4] = 0
+    split = label.copy()
+    split[4] = 0
+    merged = em.information_scores(np.ones_like(label), label)
+    assert merged == pytest.approx({"information_score": 0, "information_merge": 0, "information_split": 1})
+    assert em.information_scores(split, label)["information_merge"] == pytest.approx(1)
+    assert 0 < em.information_scores(split, label)["information_split"] < 1
+    assert set(em.information_scores(np.ones((3, 3)), np.ones((3, 3))).values()) == {1.0}
+    assert np.isnan(list(em.information_scores(label, 0 * label).values())).all()
+
+
+def test_all_scores_of_a_section():
+    prediction, label = drawn(2, (24, 30))
+    found = em.scores(prediction, label)
+    assert found.items() >= em.rand_scores(prediction, label).items()
+    assert found.items() >= em.information_scores(prediction, label).items()
+    thin = em.thinned(prediction)
+    assert found["rand_score_thin"] == em.rand_scores(thin, label)["rand_score"] != found["rand_score"]
+    assert found["information_score_thin"] == em.information_scores(thin, label)["information_score"]
+    assert found["pixel_error"] == em.pixel_error(prediction, label)
+    assert found["warping_error"] == em.warping_error(prediction, label)
+
+
 @functools.cache
 def small_maps():
     """All maps of 3x4 pixels by number, and their topologies."""
