@@ -11,7 +11,7 @@ import optax
 from segjax.types import Array, InputError, PyTree
 
 OPTIMIZERS = ("sgd", "adamw")
-SCHEDULES = ("poly", "cosine", "constant")
+SCHEDULES = ("poly", "cosine", "constant", "steps")
 Schedule = Callable[[Any], Array]
 
 
@@ -21,6 +21,7 @@ def make_optimizer(
     learning_rate: float,
     schedule: str = "poly",
     power: float = 0.9,
+    milestones: tuple[float, ...] = (2 / 3, 8 / 9),
     total_steps: int,
     warmup_steps: int = 0,
     momentum: float = 0.9,
@@ -42,7 +43,7 @@ def make_optimizer(
     Args:
       name: one of OPTIMIZERS.
       learning_rate: the peak, reached at the end of the warm-up.
-      schedule, power, total_steps, warmup_steps: see ``make_schedule``.
+      schedule, power, milestones, total_steps, warmup_steps: see ``make_schedule``.
       momentum, nesterov: of sgd.
       weight_decay: wd, per step.
       decay_norm_and_bias: False leaves biases and normalisation scales (every leaf with fewer than two axes, or
@@ -66,7 +67,12 @@ def make_optimizer(
     if not 0 < eps < math.inf:
         raise InputError(f"eps is {eps}, expected a small number above 0")
     rate = make_schedule(
-        schedule, learning_rate=learning_rate, power=power, total_steps=total_steps, warmup_steps=warmup_steps
+        schedule,
+        learning_rate=learning_rate,
+        power=power,
+        milestones=milestones,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
     )
     mask = None if decay_norm_and_bias else decays
     decay = [optax.add_decayed_weights(weight_decay, mask)] if weight_decay else []
@@ -79,7 +85,13 @@ def make_optimizer(
 
 
 def make_schedule(
-    name: str, *, learning_rate: float, power: float = 0.9, total_steps: int, warmup_steps: int = 0
+    name: str,
+    *,
+    learning_rate: float,
+    power: float = 0.9,
+    milestones: tuple[float, ...] = (2 / 3, 8 / 9),
+    total_steps: int,
+    warmup_steps: int = 0,
 ) -> Schedule:
     """Learning rate of step t = 0, 1, ... total_steps - 1, t counting the updates done before it (torch's LambdaLR).
 
@@ -87,21 +99,24 @@ def make_schedule(
     after, "poly":     learning_rate (1 - t / total_steps) ** power
            "cosine":   learning_rate (1 + cos(pi t / total_steps)) / 2
            "constant": learning_rate
+           "steps":    learning_rate 0.1^n, n the milestones m with t >= round(m total_steps)
 
     t runs over the whole run, so the decay goes on where it would be without a warm-up; from total_steps on it is 0
-    (but for "constant").
+    (but for "constant" and "steps").
 
     Args:
       name: one of SCHEDULES.
       learning_rate: peak, above 0.
       power: exponent of poly.
+      milestones: of steps, shares of the whole run; by default those of detectron2's 1x: 60,000 and 80,000 of 90,000.
       total_steps: T, at least 1.
       warmup_steps: 0: none.
     Returns:
       schedule(step: int or i32 array) -> f32 learning rate; may be traced.
     Raises:
       InputError: unknown name, or a number out of range.
-    Source: poly: Liu, Rabinovich & Berg 2015 (ParseNet); Chen et al. 2017 (DeepLab v2), section 4.1.
+    Source: poly: Liu, Rabinovich & Berg 2015 (ParseNet); Chen et al. 2017 (DeepLab v2), section 4.1. steps: He et al. 2017
+      (Mask R-CNN), section 3.1.
     """
     if name not in SCHEDULES:
         raise InputError(f"schedule {name!r} is unknown; known: {', '.join(SCHEDULES)}")
@@ -112,6 +127,10 @@ def make_schedule(
     if total_steps < 1 or warmup_steps < 0:
         raise InputError(f"total_steps is {total_steps} and warmup_steps {warmup_steps}, expected >= 1 and >= 0")
 
+    if not all(0 < share < 1 for share in milestones):
+        raise InputError(f"milestones are {milestones}, expected shares of the run between 0 and 1")
+    ends = [round(share * total_steps) for share in milestones]
+
     def schedule(step: int | Array) -> Array:
         """Learning rate f32[] after ``step`` updates."""
         done = jnp.asarray(step, jnp.float32)
@@ -120,6 +139,7 @@ def make_schedule(
             "poly": lambda: left**power,
             "cosine": lambda: jnp.square(jnp.sin(0.5 * jnp.pi * left)),  # (1 + cos(pi t / T)) / 2
             "constant": lambda: jnp.ones_like(left),
+            "steps": lambda: 0.1 ** sum((done >= end).astype(jnp.float32) for end in ends) * jnp.ones_like(left),
         }[name]()
         warm = (done + 1.0) / max(warmup_steps, 1)
         return learning_rate * jnp.where(done < warmup_steps, warm, decayed)

@@ -88,12 +88,19 @@ def test_decay_is_for_kernels_only():
 def test_schedule_is_its_formula(name, total, warmup):
     rate = optimizer.make_schedule(name, learning_rate=0.3, power=0.9, total_steps=total, warmup_steps=warmup)
     after = {"poly": lambda t: (1 - t / total) ** 0.9, "cosine": lambda t: (1 + np.cos(np.pi * t / total)) / 2,
-             "constant": lambda t: 1.0}[name]  # fmt: skip
+             "constant": lambda t: 1.0,
+             "steps": lambda t: 0.1 ** sum(t >= round(m * total) for m in (2 / 3, 8 / 9))}[name]  # fmt: skip
     expected = [0.3 * ((t + 1) / warmup if t < warmup else after(t)) for t in range(total)]
     np.testing.assert_allclose(jax.vmap(rate)(np.arange(total)), expected, rtol=1e-5)
     assert all(value > 0 for value in expected)  # no step is lost, the first and the last included
     beyond = float(rate(max(total, warmup) + 3))
-    np.testing.assert_allclose(beyond, 0.3 if name == "constant" else 0.0, atol=1e-9)
+    np.testing.assert_allclose(beyond, {"constant": 0.3, "steps": 0.003}.get(name, 0.0), rtol=1e-5, atol=1e-9)
+
+
+def test_the_milestones_are_those_of_the_one_times_schedule():
+    rate = optimizer.make_schedule("steps", learning_rate=0.02, total_steps=90_000, warmup_steps=1000)
+    steps, rates = (999, 59_999, 60_000, 79_999, 80_000, 89_999), (0.02, 0.02, 0.002, 0.002, 0.0002, 0.0002)
+    np.testing.assert_allclose([float(rate(step)) for step in steps], rates, rtol=1e-5)
 
 
 def test_the_update_uses_the_schedule_from_its_first_step():
@@ -114,6 +121,7 @@ def test_the_update_uses_the_schedule_from_its_first_step():
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"total_steps": 0}, "total_steps is 0"),
         ({"warmup_steps": -1}, "warmup_steps -1"),
+        ({"milestones": (0.5, 1.0)}, "milestones are (0.5, 1.0)"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0"),
     ],
