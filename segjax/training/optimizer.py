@@ -115,8 +115,8 @@ def make_schedule(
       schedule(step: int or i32 array) -> f32 learning rate; may be traced.
     Raises:
       InputError: unknown name, or a number out of range.
-    Source: poly: Liu, Rabinovich & Berg 2015 (ParseNet); Chen et al. 2017 (DeepLab v2), section 4.1. steps: He et al. 2017
-      (Mask R-CNN), section 3.1.
+    Source: poly: Liu, Rabinovich & Berg 2015 (ParseNet); Chen et al. 2017 (DeepLab v2), section 4.1.
+      steps: He et al. 2017 (Mask R-CNN), section 3.1.
     """
     if name not in SCHEDULES:
         raise InputError(f"schedule {name!r} is unknown; known: {', '.join(SCHEDULES)}")

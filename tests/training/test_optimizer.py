@@ -121,7 +121,7 @@ def test_the_update_uses_the_schedule_from_its_first_step():
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"total_steps": 0}, "total_steps is 0"),
         ({"warmup_steps": -1}, "warmup_steps -1"),
-        ({"milestones": (0.5, 1.0)}, "milestones are (0.5, 1.0)"),
+        ({"milestones": (0.5, 1.0)}, r"milestones are \(0.5, 1.0\)"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0"),
     ],
