@@ -44,18 +44,20 @@ def ground_truth(example: Mapping[str, Any]) -> Detections:
     """The true objects of an example of an instance set; crowds, which are none, are left out.
 
     Args:
-        example: "image" u8[H, W, 3], "boxes" f32[n, 4], "classes" i32[n], "crowd" bool[n], "masks" (n run lengths).
+        example: "image" u8[H, W, 3], "boxes" f32[n, 4], "classes" i32[n], "crowd" bool[n], "masks": n run lengths,
+            or arrays [H, W].
 
     Returns:
         objects with score 1.
     """
     kept = np.flatnonzero(~np.asarray(example[CROWD], bool))
+    masks = [example[MASKS][i] for i in kept]
     return Detections(
         image_size=example[IMAGE].shape[:2],
         boxes=example[BOXES][kept],
         scores=np.ones(len(kept), np.float32),
         classes=example[CLASSES][kept],
-        masks=tuple(example[MASKS][i] for i in kept),
+        masks=tuple(mask if isinstance(mask, Mapping) else rle.encode(mask) for mask in masks),
     )
 
 

@@ -160,6 +160,8 @@ def test_true_objects_of_an_example_and_confident_ones():
     truth = instance_pictures.ground_truth(example)
     assert truth.boxes.tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]] and truth.image_size == size
     assert list(truth.masks) == [masks[0], masks[2]] and truth.scores.tolist() == [1, 1]
+    arrays = instance_pictures.ground_truth({**example, "masks": [rle.decode(mask) for mask in masks]})
+    assert arrays.masks == truth.masks
     found = objects_of([rle.decode(mask) for mask in masks], size, scores=[0.5, 0.4, 0.6])
     assert list(instance_pictures.confident(found, 0.5).masks) == [masks[0], masks[2]]
 
