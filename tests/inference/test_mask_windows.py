@@ -1,5 +1,7 @@
 """Masks in windows: equal to the same work on whole images."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -103,3 +105,14 @@ def test_boxes_without_a_place(rule):
         assert whole(mask_windows.paste(mask, np.float32(box), (20, 20), rule=rule), (20, 20)).sum() == 0
     with pytest.raises(ValueError, match="'nearest'"):
         mask_windows.paste(mask, np.zeros(4), (20, 20), rule="nearest")
+
+
+def test_torchvisions_masks(golden_dir):
+    info = json.loads((golden_dir / "dev/tv_maskrcnn_resnet50_fpn.json").read_text())
+    stored, size = np.load(golden_dir / "dev/tv_maskrcnn_resnet50_fpn.npz"), tuple(info["image_size"])
+    expected = np.unpackbits(stored["masks_binary"], axis=-1)[..., : size[1]].astype(bool)
+    found = np.stack([
+        whole(mask_windows.paste(mask, box, size), size)
+        for mask, box in zip(stored["masks_28"], stored["boxes"][:20], strict=True)
+    ])  # fmt: skip
+    assert np.array_equal(found, expected.reshape(found.shape)) and expected.any()
