@@ -28,34 +28,43 @@ def read(masks: Sequence[Sequence], sizes: HostArray | None, name: Callable[[int
         raise InputError(f"{name(0)} is drawn by polygons: the size of its image must be given")
     parts, owner = [], []
     for i, polygons in enumerate(masks):
-        corners = [_corners(polygon, name, i) for polygon in polygons]
-        corners = [polygon for polygon in corners if len(polygon) > 2]  # else nothing is enclosed
-        parts += corners
-        owner += [i] * len(corners)
+        some = [corners(polygon, name(i)) for polygon in polygons]
+        some = [polygon for polygon in some if len(polygon) > 2]  # else nothing is enclosed
+        parts += some
+        owner += [i] * len(some)
     owner = np.array(owner, np.int64)
     each = _drawn(parts, sizes[owner])
     single = np.bincount(owner, minlength=len(masks)) == 1
     return each if single.all() else overlaid(each, owner, sizes, 1)
 
 
-def _corners(polygon: Any, name: Callable[[int], str], i: int) -> HostArray:
-    """f64[n, 2] of a polygon."""
+def corners(polygon: Any, name: str) -> HostArray:
+    """Reads the corners of a polygon.
+
+    Args:
+      polygon: [x0, y0, x1, y1, ...], pixels.
+      name: what to call its mask in messages.
+    Returns:
+      f64[n, 2].
+    Raises:
+      InputError: an odd number of coordinates, or one that is no finite number.
+    """
     try:
         xy = np.asarray(polygon, np.float64)
     except (TypeError, ValueError):
         xy = np.zeros(1)
     if xy.ndim != 1 or len(xy) % 2 or not (np.abs(xy) < _FAR).all():
-        raise InputError(f"{name(i)} has the polygon {str(polygon)[:60]}: expected [x0, y0, x1, y1, x2, y2, ...]")
+        raise InputError(f"{name} has the polygon {str(polygon)[:60]}: expected [x0, y0, x1, y1, x2, y2, ...]")
     return xy.reshape(-1, 2)
 
 
 def _drawn(parts: list[HostArray], size: HostArray) -> Masks:
     """Each polygon as a mask: where its outline crosses the middle of a column, inside and outside change."""
-    corners = [len(part) for part in parts]
+    count = [len(part) for part in parts]
     fine = (_FINE * np.concatenate([*parts, np.zeros((0, 2))]) + 0.5).astype(np.int64)
     following = np.arange(len(fine)) + 1
-    following[sums(corners)[1:] - 1] = sums(corners)[:-1]
-    owner = np.repeat(np.arange(len(parts)), corners)
+    following[sums(count)[1:] - 1] = sums(count)[:-1]
+    owner = np.repeat(np.arange(len(parts)), count)
     edge, column, y = _crossings(fine, fine[following], size[owner, 1])
     owner = owner[edge]
     height = size[owner, 0]
