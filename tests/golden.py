@@ -18,7 +18,8 @@ class Case:
         self.info = json.loads((folder / "dev" / f"{name}.json").read_text())
         self.state_dict = weights.case_state_dict(self.info)
         assert weights.checksum(self.state_dict) == self.info["weights_crc32"], "NumPy draws other bits here"
-        self.image = np.ascontiguousarray(weights.make_input(self.info["input"]).transpose(0, 2, 3, 1))
+        image = weights.make_input(self.info["input"])
+        self.image = np.ascontiguousarray(image.reshape(-1, *image.shape[-3:]).transpose(0, 2, 3, 1))
         self.stored = np.load(folder / "dev" / f"{name}.npz")
 
     def check(self, key: str, mine: jax.Array) -> None:

@@ -28,11 +28,12 @@ class Block(nn.Module):
     dilations: tuple[int, int] = (1, 1)  # of the 3x3 convolutions: the strided one, and the one after it
     axis_name: str | None = None
     stride_place: str = "3x3"
+    norm_epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps [B, H, W, Cin] to [B, ceil(H / stride), ceil(W / stride), Cout]."""
-        conv = functools.partial(layers.ConvNorm, axis_name=self.axis_name)
+        conv = functools.partial(layers.ConvNorm, axis_name=self.axis_name, epsilon=self.norm_epsilon)
         first, second = self.dilations
         features = self.channels * (4 if self.bottleneck else 1)
         if self.bottleneck:
@@ -52,7 +53,7 @@ class ResNet(nn.Module):
     """A residual network without its classifier.
 
     Attributes:
-        blocks: residual blocks of each of the four stages.
+        blocks: residual blocks of each of the four stages, or of the first three: then "out" is the third's map.
         bottleneck: the kind of block.
         output_stride: stride of the last map.
         width: a factor of every channel count.
@@ -61,6 +62,7 @@ class ResNet(nn.Module):
         stride_place: "3x3" or "1x1", the convolution of a bottleneck that strides.
         cascade: how many copies of the fourth stage follow it, each to stride by 2, or dilated in place of it.
         multi_grid: factors of the dilations of the fourth stage's blocks (and of its copies'), () for ones: (1, 2, 4).
+        norm_epsilon: of every batch norm.
 
     Source: He et al. 2016, table 1, https://arxiv.org/abs/1512.03385; cascade and multi-grid: Chen et al. 2017
     (DeepLabv3), sections 3.2.1 and 3.2.2, https://arxiv.org/abs/1706.05587.
@@ -75,6 +77,7 @@ class ResNet(nn.Module):
     stride_place: str = "3x3"
     cascade: int = 0
     multi_grid: tuple[int, ...] = ()
+    norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
         """Checks the options; InputError for a value that is not legal."""
@@ -92,11 +95,12 @@ class ResNet(nn.Module):
     def __call__(self, image: Array, *, train: bool) -> dict[str, Array]:
         """Returns the maps "stride_2" (after the stem) to "stride_16" that exist, and "out"."""
         base = max(1, round(64 * self.width))
-        x = layers.ConvNorm(base, 7, 2, axis_name=self.axis_name, name="stem")(image, train=train)
+        stem = layers.ConvNorm(base, 7, 2, axis_name=self.axis_name, epsilon=self.norm_epsilon, name="stem")
+        x = stem(image, train=train)
         features = {"stride_2": x}
         x = ops.max_pool(x, 3, stride=2, padding=1)
         reached = 4
-        strides = (4, 2, 2, 2, *self.cascade * (2,))
+        strides = (4, 2, 2, 2, *self.cascade * (2,))[: len(self.blocks) + self.cascade]
         stages = backbones.geometry(strides, self.output_stride, self.dilate_first_block)
         for stage, (stride, first, others) in enumerate(stages, start=1):
             stride = 1 if stage == 1 else stride  # the stem and the pool have done the first stage's 4
@@ -109,6 +113,7 @@ class ResNet(nn.Module):
                     (grid * (first if block == 0 else others), grid * others),
                     self.axis_name,
                     self.stride_place,
+                    self.norm_epsilon,
                     name=f"layer{stage}_{block}",
                 )(x, train=train)
             reached *= stride

@@ -44,6 +44,7 @@ class Preprocessing:
 
 CLASSIFICATION = Preprocessing(resize="shorter side to 256, bilinear with antialias, centre 224x224 (V2 weights: 232)")
 SEGMENTATION = Preprocessing(resize="shorter side to 520, bilinear with antialias")
+DETECTION = Preprocessing(resize="shorter side to 800, longer one to at most 1333, bilinear, by the model itself")
 TIMM = Preprocessing(resize="shorter side to 256, bicubic with antialias, centre 224x224 (config.json of the weights)")
 XCEPTION = Preprocessing((0.5,) * 3, (0.5,) * 3, "shorter side to 331, bicubic with antialias, centre 299x299", 1e-3)
 SMP = Preprocessing()

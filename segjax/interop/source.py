@@ -37,12 +37,14 @@ class Source:
         rules: (our module, options) -> the rules of all its tensors.
         first: (our module, options) -> the tensor whose axis 1 is the number of the image's channels.
         preprocessing: what these weights expect.
+        todays: the name that a tensor of an older file has now.
     """
 
     build: Callable[..., layers.Network]
     rules: Callable[[layers.Network, Options], Rules]
     first: Callable[[layers.Network, Options], str]
     preprocessing: Preprocessing
+    todays: Callable[[str], str] = str
 
 
 def axis_length(shapes: Shapes, name: str, axis: int = 0) -> int:

@@ -19,15 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax import layers
-from segjax.interop import classifiers, smp, torchvision
+from segjax.interop import classifiers, mask_rcnn, smp, torchvision
 from segjax.interop.source import Source, axis_length
 from segjax.interop.tensors import COUNTER, Tensor, tensors
 from segjax.types import HostArray, InputError, Variables
 
 StateDict = Mapping[str, HostArray]
-FAMILIES = (classifiers, torchvision, smp)
+FAMILIES = (classifiers, torchvision, mask_rcnn, smp)
 _IMAGE = (1, 64, 64)  # of the shapes that are asked for; the variables of no model depend on it
-_INCIDENTAL = ("parent", "name", "dtype", "axis_name", "dropout", "aspp_dropout")  # fields no logit depends on
+# Fields no logit depends on, but in training.
+_INCIDENTAL = (
+    *("parent", "name", "dtype", "axis_name", "dropout", "aspp_dropout"),
+    *("backbone_norm", "frozen_stages", "rpn_samples", "rpn_positive", "box_samples", "box_positive"),
+)
 
 
 def known() -> dict[str, dict[str, Source]]:
@@ -73,6 +77,7 @@ def load(state_dict: StateDict, *, source: str, model: str, **options: Any) -> t
         InputError: an unknown source, model or option; a tensor that is missing, unknown or of another shape.
     """
     module, found = match(state_dict, source=source, model=model, **options)
+    state_dict = _todays(state_dict, find(source, model))
     leaves = {tensor.path: tensor.ours(np.asarray(state_dict[tensor.name])) for tensor in found}
     return module, {"batch_stats": {}, **flax.traverse_util.unflatten_dict(leaves, sep="/")}
 
@@ -84,6 +89,7 @@ def match(state_dict: StateDict, *, source: str, model: str, **options: Any) -> 
         (module, tensors in the order of the state dict).
     """
     published = find(source, model)
+    state_dict = _todays(state_dict, published)
     shapes = {name: tuple(np.shape(value)) for name, value in state_dict.items()}
     module = _build(published, f"{model!r} of {source}", shapes, options)
     channels = axis_length(shapes, published.first(module, options), 1)
@@ -141,6 +147,16 @@ def to_torch(
         if name.endswith(".running_var"):
             state_dict[f"{name.rpartition('.')[0]}.{COUNTER}"] = np.zeros((), np.int64)
     return state_dict
+
+
+def _todays(state_dict: StateDict, published: Source) -> StateDict:
+    """The tensors by the names they have now; InputError for one that is there by two names."""
+    renamed: dict[str, HostArray] = {}
+    for name, value in state_dict.items():
+        if published.todays(name) in renamed:
+            raise InputError(f"tensor {name!r} is there twice: also as {published.todays(name)!r}")
+        renamed[published.todays(name)] = value
+    return renamed
 
 
 def _build(

@@ -152,7 +152,7 @@ def test_the_others_say_that_they_do_not(name, options):
 
 
 def test_every_loss_is_here():
-    assert {name for name, _ in CASES} == set(losses.names())
+    assert {name for name, _ in CASES} == set(losses.names()) - {"mask_rcnn"}  # not a loss of pixels
     for name, options in CASES:
         assert set(options) <= set(losses.options_of(name))
 

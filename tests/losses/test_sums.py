@@ -132,7 +132,7 @@ def test_a_counted_nan_is_seen():
     logits, batch = formulas.sample()
     where = tuple(np.argwhere(formulas.counted(batch, 5))[0])
     logits[where] = np.nan
-    for name in losses.names():
+    for name in set(losses.names()) - {"mask_rcnn"}:  # not a loss of pixels
         assert not np.isfinite(list(values(build(name), logits, batch).values())).any(), name
     assert np.isnan(values(build("cross_entropy", top_k=0.1), logits, batch)["cross_entropy"])
 
