@@ -15,6 +15,8 @@ from segjax.ops.pool import max_pool
 from segjax.ops.pyramid import adaptive_max_pool, spatial_pyramid_pool
 from segjax.ops.resize import resize, resize_padded
 from segjax.ops.roi import roi_align
+from segjax.ops.roi_levels import roi_align_levels
+from segjax.ops.roi_pool import roi_pool
 from segjax.ops.unpool import bed_of_nails, max_unpool, nearest_unpool
 
 __all__ = [
@@ -48,6 +50,8 @@ __all__ = [
     "resize",
     "resize_padded",
     "roi_align",
+    "roi_align_levels",
+    "roi_pool",
     "sample_balanced",
     "spatial_pyramid_pool",
 ]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax.ops.geometry import per_axis
+from segjax.ops.rounding import rounded
 from segjax.types import Array
 
 LARGEST_SCALE = math.log(1000 / 16)
@@ -24,7 +25,7 @@ def box_area(boxes: Array) -> Array:
     Returns:
         f32[...], square pixels.
     """
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    return _area(*(boxes[..., i] for i in range(4)))
 
 
 def box_iou(a: Array, b: Array) -> Array:
@@ -57,9 +58,12 @@ def overlap(a: Sequence[Array], b: Sequence[Array]) -> Array:
     """
     width = jnp.maximum(jnp.minimum(a[2], b[2]) - jnp.maximum(a[0], b[0]), 0)
     height = jnp.maximum(jnp.minimum(a[3], b[3]) - jnp.maximum(a[1], b[1]), 0)
-    intersection = width * height
-    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return intersection / (areas - intersection)
+    intersection = rounded(width * height)
+    return intersection / (_area(*a) + _area(*b) - intersection)
+
+
+def _area(x0, y0, x1, y1):
+    return rounded((x1 - x0) * (y1 - y0))
 
 
 def clip_boxes(boxes: Array, size: Sequence[int | Array]) -> Array:
@@ -133,7 +137,7 @@ def anchors(
     aspect_ratios: Sequence[float],
     rounded: bool,
 ) -> Array:
-    """The boxes that a region proposal network starts from: the same few around every pixel (i s, j s) of a feature map.
+    """The boxes that region proposals start from: the same few around every place (i s, j s) of a feature map's pixels.
 
     An anchor of ratio r and size n has sides n / sqrt(r) and n sqrt(r), so r is height over width.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from segjax.ops.geometry import per_axis
+from segjax.ops.rounding import quotient, rounded
 from segjax.types import Array
 
 _AT_ONCE = 8  # whole-image masks that are in memory at a time
@@ -41,6 +42,7 @@ def mask_targets(masks: Array, boxes: Array, index: Array, *, size: int = 28, bi
         _sample_matrix(*side, size, n, limit=n, aligned=binary, place=lambda p: p)
         for side, n in zip(_sides(boxes), masks.shape[1:], strict=True)
     )
+    masks = jnp.asarray(masks)
     cut = lambda args: _between(args[0], masks[args[2]], args[1])
     target = jax.lax.map(cut, (rows, columns, index.astype(jnp.int32)), batch_size=min(_AT_ONCE, len(boxes)))
     return _finish(target, binary)
@@ -90,7 +92,7 @@ def crop_mask_targets(
         place = lambda p, start=start, scale=scale: (p + 0.5 - start) * scale - 0.5
         limit = None if image_size is None else image_size[axis]
         matrices.append(_sample_matrix(*side, size, cells, limit=limit, aligned=binary, place=place))
-    values = crops[index].astype(jnp.float32) / 255
+    values = jnp.asarray(crops)[index].astype(jnp.float32) / 255
     return _finish(_between(matrices[0], values, matrices[1]), binary)
 
 
@@ -124,9 +126,9 @@ def _sample_matrix(
         place: from pixels of the image to pixels of the array.
     """
     start = start[:, None] - (0.5 if aligned else 0.0)
-    side = (side if aligned else jnp.maximum(side, 1))[:, None] / bins
+    side = quotient(side if aligned else jnp.maximum(side, 1), bins)[:, None]
     number = jnp.ceil(side)
-    i, pixel = jnp.arange(bins, dtype=jnp.float32)[None], jnp.arange(pixels, dtype=jnp.float32)
+    i, pixel = jnp.arange(bins, dtype=jnp.float32)[None], jnp.arange(pixels, dtype=jnp.float32)[None, None]
 
     def add(s, matrix):
         p = start + i * side + (s + 0.5) * side / number
@@ -134,7 +136,7 @@ def _sample_matrix(
         if limit is not None:
             counts &= (p >= -1) & (p <= limit)
             p = jnp.clip(p, 0, jnp.asarray(limit, jnp.float32) - 1)
-        hat = jnp.maximum(1 - jnp.abs(place(p)[..., None] - pixel[None, None]), 0)
+        hat = jnp.maximum(1 - jnp.abs(place(p)[..., None] - pixel), 0)
         return matrix + jnp.where(counts[..., None], hat / number[..., None], 0)
 
     most = jnp.max(number).astype(jnp.int32)
@@ -165,7 +167,7 @@ def paste_masks(masks: Array, boxes: Array, size: int | Sequence[int], *, rule: 
         rule: "torchvision" or "detectron2".
 
     Returns:
-        f32[N, H, W], as large as the masks' values; zeros where a box has no area (detectron2's rule).
+        f32[N, H, W]; with detectron2's rule zeros for a box without width or height.
 
     Raises:
         ValueError: shapes that do not fit or an unknown rule.
@@ -186,15 +188,11 @@ def paste_masks(masks: Array, boxes: Array, size: int | Sequence[int], *, rule: 
         matrices = (
             _resize_matrix(*axis, cells, n) for axis, cells, n in zip(axes, padded.shape[1:], size, strict=True)
         )
-        return _between_last(padded, *matrices)
+        return _between(next(matrices), padded, next(matrices))
     matrices = (
         _centre_matrix(*axis, cells, n) for axis, cells, n in zip(_sides(boxes), masks.shape[1:], size, strict=True)
     )
-    return _between_last(masks, *matrices)
-
-
-def _between_last(masks, rows, columns):
-    return _between(rows, masks, columns)
+    return _between(next(matrices), masks, next(matrices))
 
 
 def _enlarged(boxes, cells):
@@ -203,7 +201,7 @@ def _enlarged(boxes, cells):
     grown = []
     for axis in range(2):
         low, high = boxes[:, axis], boxes[:, axis + 2]
-        half, centre = (high - low) * 0.5 * factor[axis], (high + low) * 0.5
+        half, centre = rounded((high - low) * 0.5 * factor[axis]), (high + low) * 0.5
         grown.append((centre - half, centre + half))
     (x0, x1), (y0, y1) = grown
     return jnp.stack([x0, y0, x1, y1], axis=-1).astype(jnp.int32)
@@ -215,7 +213,7 @@ def _resize_matrix(low, high, cells, pixels):
     i = jnp.arange(pixels)[None] - low[:, None]
     place = (i.astype(jnp.float32) + 0.5) * (jnp.float32(cells) / number.astype(jnp.float32)) - 0.5
     place = jnp.clip(place, 0, cells - 1)
-    hat = jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(cells, dtype=jnp.float32)), 0)
+    hat = jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(cells, dtype=jnp.float32)[None, None]), 0)
     return jnp.where(((i >= 0) & (i <= (high - low)[:, None]))[..., None], hat, 0)
 
 
@@ -223,5 +221,5 @@ def _centre_matrix(start, side, cells, pixels):
     """f32[N, pixels, cells]: the weights of each pixel's centre between the mask's cells, which are 0 outside."""
     side = jnp.where(side == 0, jnp.nan, side)[:, None]
     place = (jnp.arange(pixels, dtype=jnp.float32)[None] + 0.5 - start[:, None]) / side * cells - 0.5
-    hat = jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(cells, dtype=jnp.float32)), 0)
+    hat = jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(cells, dtype=jnp.float32)[None, None]), 0)
     return jnp.where(jnp.isnan(hat), 0, hat)

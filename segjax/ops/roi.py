@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax.ops.geometry import per_axis
+from segjax.ops.rounding import quotient, rounded
 from segjax.types import Array
 
 _UNROLLED = 4  # rows of taps up to which every tap is a term of one sum
@@ -68,22 +69,14 @@ def roi_align(
         samples = (max_sampling, max_sampling)
     else:
         samples = _needed_samples(boxes, out, spatial_scale, aligned)
-    return _roi_align(
-        jnp.asarray(features),
-        boxes,
-        batch_index,
-        out,
-        samples,
-        float(spatial_scale),
-        int(sampling_ratio),
-        bool(aligned),
-    )
+    static = (out, samples, float(spatial_scale), int(sampling_ratio), bool(aligned))
+    return _roi_align(jnp.asarray(features), boxes, jnp.asarray(batch_index, jnp.int32), *static)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
 def _roi_align(features, boxes, batch_index, out, samples, spatial_scale, sampling_ratio, aligned):
     taps = axis_samples(boxes, features.shape[1:3], out, samples, spatial_scale, sampling_ratio, aligned)
-    return _align(features, batch_index.astype(jnp.int32), taps).astype(features.dtype)
+    return _align(features, batch_index, taps).astype(features.dtype)
 
 
 def check_regions(name: str, features: Array, boxes: Array, batch_index: Array) -> None:
@@ -122,7 +115,8 @@ def _needed_samples(boxes, out, spatial_scale, aligned):
 def _starts_and_sides(boxes, xp, spatial_scale, aligned):
     """((y0, x0), (height, width)) in pixels of the map, each [R]."""
     offset = xp.float32(0.5 if aligned else 0)
-    corners = [boxes[:, i] * xp.float32(spatial_scale) - offset for i in range(4)]
+    scaled = boxes * xp.float32(spatial_scale)
+    corners = [(rounded(scaled) if xp is jnp else scaled)[:, i] - offset for i in range(4)]
     sides = corners[3] - corners[1], corners[2] - corners[0]
     if not aligned:
         sides = tuple(xp.maximum(side, xp.float32(1)) for side in sides)
@@ -156,7 +150,7 @@ def axis_samples(
     starts, sides = _starts_and_sides(boxes, jnp, spatial_scale, aligned)
     taps = []
     for start, side, pixels, n, most in zip(starts, sides, size, out, samples, strict=True):
-        bin_side = (side / n)[:, None, None]
+        bin_side = quotient(side, n)[:, None, None]
         number = jnp.full_like(bin_side, sampling_ratio) if sampling_ratio > 0 else jnp.ceil(bin_side)
         number = jnp.minimum(number, most)
         i, s = jnp.arange(n, dtype=jnp.float32), jnp.arange(most, dtype=jnp.float32)

@@ -10,6 +10,7 @@ import pytest
 from segjax import ops
 
 RNG = np.random.default_rng(0)
+NMS, BATCHED = (jax.jit(f, static_argnames=("iou_threshold", "max_outputs")) for f in (ops.nms, ops.batched_nms))
 
 
 def greedy(boxes, scores, threshold, classes=None, valid=None):
@@ -40,10 +41,7 @@ def crowded(n, rng, spread=40.0):
 
 def check(boxes, scores, threshold, most, classes=None, valid=None):
     options = {"iou_threshold": threshold, "max_outputs": most, "valid": valid}
-    if classes is None:
-        indices, found = jax.jit(lambda b, s: ops.nms(b, s, **options))(boxes, scores)
-    else:
-        indices, found = jax.jit(lambda b, s, c: ops.batched_nms(b, s, c, **options))(boxes, scores, classes)
+    indices, found = NMS(boxes, scores, **options) if classes is None else BATCHED(boxes, scores, classes, **options)
     expected = greedy(boxes, scores, threshold, classes, valid)[:most]
     assert indices.shape == found.shape == (most,) and indices.dtype == jnp.int32
     np.testing.assert_array_equal(found, np.arange(most) < len(expected))
