@@ -31,8 +31,8 @@ from segjax.types import IMAGE, LABEL, WEIGHT, Array, Batch
 Augment = Callable[[Array, Batch, Array], Batch]
 
 # Which of an example's uniform numbers is for what: switching one option on changes no other draw.
-_FLIP, _SCALE, _Y, _X, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _DRAWS = range(9)
-_ELASTIC, _TURNS = _DRAWS + 1, _DRAWS + 2  # folded into the key of an example; _DRAWS itself for sampled pixels
+FLIP, SCALE, Y, X, BRIGHTNESS, CONTRAST, SATURATION, HUE, DRAWS = range(9)
+ELASTIC, TURNS = DRAWS + 1, DRAWS + 2  # folded into the key of an example; DRAWS itself for sampled pixels
 _GRID = 3  # control points of an elastic deformation along each axis
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, to the digits torchvision uses
 
@@ -84,24 +84,21 @@ def make_augment(
     if not 0.0 <= elastic < float("inf"):
         raise ValueError(f"elastic is {elastic}, expected 0 (off) or a standard deviation in pixels")
     factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
-    _check(size, scale, {"flip": flip, "flip_vertical": flip_vertical, "transpose": transpose}, factors, hue)
+    check(size, scale, {"flip": flip, "flip_vertical": flip_vertical, "transpose": transpose}, factors, hue)
     if sampled_pixels < 0:
         raise ValueError(f"sampled_pixels is {sampled_pixels}, expected 0 (all) or more")
 
     def augment(key: Array, batch: Batch, index: Array) -> Batch:
         """The batch moved, coloured and normalised."""
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-        draws = jax.vmap(lambda k: jax.random.uniform(k, (_DRAWS,)))(keys)
+        keys, draws = drawn(key, index)
         if elastic:
             # A key of its own: switching it on changes no other draw.
-            batch = _deform(batch, jax.vmap(lambda k: jax.random.fold_in(k, _ELASTIC))(keys), elastic)
+            batch = _deform(batch, jax.vmap(lambda k: jax.random.fold_in(k, ELASTIC))(keys), elastic)
         moved, inside = _move(batch, draws, size, scale, flip, ignore_label)
         if flip_vertical or transpose:
             moved, inside = _turn(moved, inside, keys, flip_vertical, transpose)
-        image = moved[IMAGE]
-        if any(factors.values()) or hue:
-            image = jax.vmap(lambda x, u, m: _jitter(x / 255.0, u, m, factors, hue))(image, draws, inside) * 255.0
-        image = jnp.where(inside[..., None], _normalised(image, mean, std), 0.0)
+        image = coloured(moved[IMAGE], draws, inside, factors, hue)
+        image = jnp.where(inside[..., None], normalised(image, mean, std), 0.0)
         if sampled_pixels:
             moved[LABEL] = _sampled(keys, moved[LABEL], sampled_pixels, ignore_label)
         return {**batch, **moved, IMAGE: image}
@@ -109,11 +106,24 @@ def make_augment(
     return augment
 
 
+def drawn(key: Array, index: Array) -> tuple[Array, Array]:
+    """An example's own key and uniform numbers, the latter by FLIP, SCALE, ...
+
+    Args:
+      key: PRNG key of the step.
+      index: i32[B], positions in the global batch.
+    Returns:
+      (keys [B], f32[B, DRAWS] in [0, 1)).
+    """
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    return keys, jax.vmap(lambda k: jax.random.uniform(k, (DRAWS,)))(keys)
+
+
 def _sampled(keys: Array, label: Array, count: int, ignore_label: int) -> Array:
     """The labels [B, h, w] of ``count`` labelled pixels of each example (of all, where there are fewer)."""
 
     def one(key: Array, plane: Array) -> Array:
-        draw = jax.random.uniform(jax.random.fold_in(key, _DRAWS), (plane.size,))
+        draw = jax.random.uniform(jax.random.fold_in(key, DRAWS), (plane.size,))
         draw = jnp.where(plane.ravel() == ignore_label, -1.0, draw)
         chosen = jnp.zeros(plane.size, bool).at[jax.lax.top_k(draw, min(count, plane.size))[1]].set(True)
         return jnp.where(chosen.reshape(plane.shape), plane, jnp.asarray(ignore_label, plane.dtype))
@@ -151,10 +161,11 @@ def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> dict
     Returns:
       The batch with "image" f32[B, H, W, 3].
     """
-    return {**batch, IMAGE: _normalised(jnp.asarray(batch[IMAGE]).astype(jnp.float32), mean, std)}
+    return {**batch, IMAGE: normalised(jnp.asarray(batch[IMAGE]).astype(jnp.float32), mean, std)}
 
 
-def _normalised(image: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+def normalised(image: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+    """f32[..., C] in [0, 255] as (image / 255 - mean) / std."""
     # One multiply and one add per value: image a + b.
     std = jnp.asarray(std, jnp.float32)
     factor, offset = 1.0 / (255.0 * std), -jnp.asarray(mean, jnp.float32) / std
@@ -208,16 +219,16 @@ def _move(
     outside = {IMAGE: 0, LABEL: ignore_label, WEIGHT: 0}
     moved = {name: jnp.asarray(batch[name]) for name in outside if name in batch}
     height, width = moved[IMAGE].shape[1:3]
-    flipped = draws[:, _FLIP] < flip
+    flipped = draws[:, FLIP] < flip
     if tuple(scale) == (1.0, 1.0) and (height, width) == tuple(size):
         if flip:
-            moved = {name: _where(flipped, x[:, :, ::-1], x) for name, x in moved.items()}
+            moved = {name: pick_rows(flipped, x[:, :, ::-1], x) for name, x in moved.items()}
         inside = jnp.ones((draws.shape[0], *size), bool)
         return {**moved, IMAGE: moved[IMAGE].astype(jnp.float32)}, inside
-    zoom = scale[0] + draws[:, _SCALE] * (scale[1] - scale[0])
-    y, in_y = jax.vmap(lambda s, u: _centres(size[0], height, s, u))(zoom, draws[:, _Y])
-    x, in_x = jax.vmap(lambda s, u: _centres(size[1], width, s, u))(zoom, draws[:, _X])
-    x, in_x = (_where(flipped, a[:, ::-1], a) for a in (x, in_x))
+    zoom = scale[0] + draws[:, SCALE] * (scale[1] - scale[0])
+    y, in_y = jax.vmap(lambda s, u: _centres(size[0], height, s, u))(zoom, draws[:, Y])
+    x, in_x = jax.vmap(lambda s, u: _centres(size[1], width, s, u))(zoom, draws[:, X])
+    x, in_x = (pick_rows(flipped, a[:, ::-1], a) for a in (x, in_x))
     inside = in_y[:, :, None] & in_x[:, None, :]
     for name in moved:
         if name == IMAGE:
@@ -232,12 +243,12 @@ def _turn(
     moved: dict[str, Array], inside: Array, keys: Array, flip_vertical: float, transpose: float
 ) -> tuple[dict[str, Array], Array]:
     """What ``_move`` returns, its rows reversed and then exchanged with its columns, each with its probability."""
-    draws = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, _TURNS), (2,)))(keys)
+    draws = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, TURNS), (2,)))(keys)
     reversed_, exchanged = draws[:, 0] < flip_vertical, draws[:, 1] < transpose
 
     def turn(x: Array) -> Array:
-        x = _where(reversed_, x[:, ::-1], x) if flip_vertical else x
-        return _where(exchanged, jnp.swapaxes(x, 1, 2), x) if transpose else x
+        x = pick_rows(reversed_, x[:, ::-1], x) if flip_vertical else x
+        return pick_rows(exchanged, jnp.swapaxes(x, 1, 2), x) if transpose else x
 
     return jax.tree.map(turn, (moved, inside))
 
@@ -273,6 +284,23 @@ def _nearest(plane: Array, y: Array, x: Array) -> Array:
     return jnp.take(jnp.take(plane, rows, axis=0, mode="clip"), columns, axis=1, mode="clip")
 
 
+def coloured(image: Array, draws: Array, inside: Array, factors: dict[str, float], hue: float) -> Array:
+    """Images with their colours changed, as ``make_augment`` states it.
+
+    Args:
+      image: f32[B, H, W, 3] in [0, 255].
+      draws: f32[B, DRAWS], see ``drawn``.
+      inside: bool[B, H, W], the pixels whose mean grey is contrast's.
+      factors: b of "brightness", "contrast" and "saturation".
+      hue: h.
+    Returns:
+      f32[B, H, W, 3] in [0, 255]; the images as they are where all strengths are 0.
+    """
+    if not (any(factors.values()) or hue):
+        return image
+    return jax.vmap(lambda x, u, m: _jitter(x / 255.0, u, m, factors, hue))(image, draws, inside) * 255.0
+
+
 def _jitter(image: Array, draw: Array, inside: Array, factors: dict[str, float], hue: float) -> Array:
     """Colours of one image f32[h, w, 3] in [0, 1] changed by torchvision's rules; inside bool[h, w]."""
 
@@ -281,13 +309,13 @@ def _jitter(image: Array, draw: Array, inside: Array, factors: dict[str, float],
         return low + draw[which] * (high - low)
 
     if factors["brightness"]:
-        image = jnp.clip(image * factor("brightness", _BRIGHTNESS), 0.0, 1.0)
+        image = jnp.clip(image * factor("brightness", BRIGHTNESS), 0.0, 1.0)
     if factors["contrast"]:
         mean = jnp.where(inside, _grey(image), 0.0).sum() / jnp.maximum(inside.sum(), 1)
-        image = _blend(image, mean, factor("contrast", _CONTRAST))
+        image = _blend(image, mean, factor("contrast", CONTRAST))
     if factors["saturation"]:
-        image = _blend(image, _grey(image)[..., None], factor("saturation", _SATURATION))
-    return _shift_hue(image, (2.0 * draw[_HUE] - 1.0) * hue) if hue else image
+        image = _blend(image, _grey(image)[..., None], factor("saturation", SATURATION))
+    return _shift_hue(image, (2.0 * draw[HUE] - 1.0) * hue) if hue else image
 
 
 def _grey(image: Array) -> Array:
@@ -315,18 +343,19 @@ def _shift_hue(image: Array, shift: Array) -> Array:
     return jnp.stack([value - chroma * jnp.clip(jnp.minimum(part, 4.0 - part), 0.0, 1.0) for part in k], axis=-1)
 
 
-def _where(condition: Array, a: Array, b: Array) -> Array:
-    """a where condition[i], else b, by the first axis."""
+def pick_rows(condition: Array, a: Array, b: Array) -> Array:
+    """Example i of a [B, ...] where condition[i], else that of b."""
     return jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
 
-def _check(
+def check(
     size: tuple[int, int],
     scale: tuple[float, float],
     chances: dict[str, float],
     factors: dict[str, float],
     hue: float,
 ) -> None:
+    """Raises ValueError for an option of ``make_augment`` out of range; chances are probabilities by name."""
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size is {size}, expected (height, width) in pixels")
     if len(scale) != 2 or not 0.0 < scale[0] <= scale[1]:
@@ -334,7 +363,7 @@ def _check(
     for name, value in chances.items():
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{name} is {value}, expected a probability")
-    if chances["transpose"] and size[0] != size[1]:
+    if chances.get("transpose") and size[0] != size[1]:
         raise ValueError(f"transpose is {chances['transpose']} with size {size}, expected 0 or a square size")
     for name, value in factors.items():
         if not 0.0 <= value < float("inf"):

@@ -27,7 +27,7 @@ def batch(rows=3, height=9, width=12, seed=0):
 
 
 def draws(key, index):
-    return np.stack([jax.random.uniform(jax.random.fold_in(key, i), (augment._DRAWS,)) for i in index]).astype(
+    return np.stack([jax.random.uniform(jax.random.fold_in(key, i), (augment.DRAWS,)) for i in index]).astype(
         np.float64
     )
 
@@ -39,14 +39,14 @@ def denormalised(image):
 def by_pixel(image, label, weight, u, size, scale, flip):
     """The module's definition for one example, a loop over output pixels, float64; also bool "inside"."""
     (height, width), (h, w) = label.shape, size
-    s = scale[0] + u[augment._SCALE] * (scale[1] - scale[0])
-    y0, x0 = u[augment._Y] * (s * height - h), u[augment._X] * (s * width - w)
+    s = scale[0] + u[augment.SCALE] * (scale[1] - scale[0])
+    y0, x0 = u[augment.Y] * (s * height - h), u[augment.X] * (s * width - w)
     if s == 1:
         y0, x0 = np.round(y0), np.round(x0)
     out = np.zeros((h, w, 3)), np.full(size, IGNORE), np.zeros(size), np.zeros(size, bool)
     for i, j in np.ndindex(size):
         y = (i + 0.5 + y0) / s
-        x = ((w - 1 - j if u[augment._FLIP] < flip else j) + 0.5 + x0) / s
+        x = ((w - 1 - j if u[augment.FLIP] < flip else j) + 0.5 + x0) / s
         if 0 <= y < height and 0 <= x < width:
             top, left = np.clip(y - 0.5, 0, height - 1), np.clip(x - 0.5, 0, width - 1)
             r, c = min(int(top), height - 2), min(int(left), width - 2)
@@ -120,7 +120,7 @@ def test_flips_need_no_gather_and_come_at_their_rate():
     run = jax.jit(augment.make_augment(size=(2, 3), flip=0.3, **PLAIN))
     assert "gather" not in run.lower(key, data, np.arange(400)).as_text()
     out = run(key, data, np.arange(400))
-    flipped = draws(key, range(400))[:, augment._FLIP] < 0.3
+    flipped = draws(key, range(400))[:, augment.FLIP] < 0.3
     assert 0.22 < flipped.mean() < 0.38
     for name in ("label", "weight"):
         np.testing.assert_array_equal(out[name], np.where(flipped[:, None, None], data[name][:, :, ::-1], data[name]))
@@ -148,13 +148,13 @@ def jitter_by_pixel(image, u, brightness=0.0, contrast=0.0, saturation=0.0, hue=
     def grey(x):
         return x @ [0.2989, 0.587, 0.114]
 
-    image = np.clip(image * factor(brightness, augment._BRIGHTNESS), 0, 1) if brightness else image
-    f = factor(contrast, augment._CONTRAST)
+    image = np.clip(image * factor(brightness, augment.BRIGHTNESS), 0, 1) if brightness else image
+    f = factor(contrast, augment.CONTRAST)
     image = np.clip(f * image + (1 - f) * grey(image).mean(), 0, 1) if contrast else image
-    f = factor(saturation, augment._SATURATION)
+    f = factor(saturation, augment.SATURATION)
     image = np.clip(f * image + (1 - f) * grey(image)[..., None], 0, 1) if saturation else image
     if hue:
-        shift = (2 * u[augment._HUE] - 1) * hue
+        shift = (2 * u[augment.HUE] - 1) * hue
         hsv = [colorsys.rgb_to_hsv(*pixel) for pixel in image.reshape(-1, 3)]
         image = np.array([colorsys.hsv_to_rgb((h + shift) % 1, s, v) for h, s, v in hsv]).reshape(image.shape)
     return image
@@ -249,7 +249,7 @@ def test_elastic_deformation_is_the_definition(std):
     data, key, index = batch(height=17, width=22), jax.random.key(3), np.array([4, 0, 9])
     out = jax.jit(augment.make_augment(size=(17, 22), flip=0.0, elastic=std, **PLAIN))(key, data, index)
     for row, i in enumerate(index):
-        own = jax.random.fold_in(jax.random.fold_in(key, i), augment._ELASTIC)
+        own = jax.random.fold_in(jax.random.fold_in(key, i), augment.ELASTIC)
         image, label, weight, from_edge = displaced_by_pixel(data, row, own, std)
         np.testing.assert_allclose(denormalised(out["image"][row]), image, atol=5e-2)
         clear = from_edge > 1e-4
