@@ -24,7 +24,7 @@ class Fitted:
         self.dataset, self.sizes, self.fit, self.mask_size = dataset, sizes, fit, mask_size
         self.bucket = np.zeros(len(dataset), np.int64)  # of each example
         if len(sizes) > 1:
-            self.bucket[:] = [nearest_canvas(dataset.image_size(i), sizes) for i in range(len(dataset))]
+            self.bucket[:] = [nearest_canvas(dataset.image_size(i), sizes, fit) for i in range(len(dataset))]
         self.buckets = [np.flatnonzero(self.bucket == k) for k in range(len(sizes))]
         key = ("instances", sizes, fit, mask_size)
         self.store = fitted.shared_store(dataset, key) if cache else None
@@ -38,7 +38,11 @@ class Fitted:
     def __getitem__(self, i: int) -> Mapping[str, HostArray]:
         if self.store is not None and i in self.store.examples:
             return self.store.examples[i]
-        read, size = self.dataset[i], self.sizes[self.bucket[i]]
+        if self.mask_size or not hasattr(self.dataset, "read_image"):
+            read = self.dataset[i]
+        else:
+            read = {IMAGE: self.dataset.read_image(i)}
+        size = self.sizes[self.bucket[i]]
         native = read[IMAGE].shape[:2]
         content = canvas.content_size(native, size, self.fit)
         example = {
@@ -70,12 +74,16 @@ class Fitted:
         }
 
 
-def nearest_canvas(image_size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> int:
+def nearest_canvas(image_size: tuple[int, int], sizes: Sequence[tuple[int, int]], fit: str) -> int:
     """Returns the number of the canvas on which an image, its aspect kept, leaves the smallest part empty.
 
     Args:
       image_size: (H, W).
       sizes: (H, W) of each canvas; of equals the first.
+      fit: as `canvas`; under "crop" images keep their scale, and of the canvases that hold one the smallest is taken.
     """
+    holding = [k for k, size in enumerate(sizes) if size[0] >= image_size[0] and size[1] >= image_size[1]]
+    if fit == "crop" and holding:
+        return min(holding, key=lambda k: sizes[k][0] * sizes[k][1])
     aspect = math.log(image_size[1] / image_size[0])
     return min(range(len(sizes)), key=lambda k: round(abs(aspect - math.log(sizes[k][1] / sizes[k][0])), 9))

@@ -20,9 +20,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from segjax import rle
 from segjax.data import scene
 from segjax.data import tfds as prepared
-from segjax.types import HostArray, InputError
+from segjax.data.metadata import Classes
+from segjax.types import BOXES, CLASSES, CROWD, IMAGE, MASKS, HostArray, InputError
 
 VERSION = "1.1.0"  # the drawings' own: another drawing is another version, and another folder
 SCENES = {"train": 900, "val": 120, "test": 120}
@@ -71,21 +73,111 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
                     _log.info("shapes: %d of %d scenes of split %r drawn", done, count, split)
 
 
-def make(*, split: str, root: str = "") -> prepared.Records:
+class Instances:
+    """The objects of the drawn scenes, with the interface of ``data.coco``; masks hold what is visible.
+
+    Classes 0 .. K-1 are those of the semantic set without its background, ``category_ids`` their ids there.
+    """
+
+    instances = True
+    category_ids = np.arange(1, len(scene.CLASS_NAMES), dtype=np.int64)
+
+    def __init__(self, semantic: prepared.Records, source: Any, features: Any) -> None:
+        self.name, self.split = "shapes", semantic.split
+        self.classes = Classes(semantic.class_names[1:], palette=semantic.palette[1:])
+        self._semantic, self._source, self._features = semantic, source, features
+
+    num_classes = property(lambda self: len(self.classes))
+    class_names = property(lambda self: self.classes.names)
+    palette = property(lambda self: self.classes.palette)
+    ignore_label = property(lambda self: self.classes.ignore_label)
+    image_ids = property(lambda self: list(range(len(self))))
+
+    def __len__(self) -> int:
+        return len(self._semantic)
+
+    def __repr__(self) -> str:
+        return f"Instances({self.name!r}, split={self.split!r}, {len(self)} examples, {self.num_classes} classes)"
+
+    def describe(self, i: int) -> str:
+        """Returns the set, the split, the index of example `i` and its id."""
+        return self._semantic.describe(i)
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        """Returns (H, W) of image `i`."""
+        del i
+        return scene.SIZE, scene.SIZE
+
+    def read_image(self, i: int) -> HostArray:
+        """Returns image `i`, u8[H, W, 3]; InputError for a damaged record."""
+        return self._semantic[i][IMAGE]
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Reads example `i`.
+
+        Returns:
+            {"image": u8[H, W, 3], "boxes": f32[n, 4] (x0, y0, x1, y1), "classes": i32[n], "crowd": bool[n] (none),
+            "masks": n of {"size": [H, W], "counts": compressed string}, "area": f32[n], pixels, "image_id": i}, the
+            objects in the order in which they were drawn.
+
+        Raises:
+            InputError: a damaged record.
+        """
+        image = self.read_image(i)
+        objects = self._features.deserialize_example_np(self._source.data_source[i])["instances"]
+        masks = [_pixels(mask, self.describe(i)) for mask in objects["mask"]]
+        edges = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
+        return {
+            IMAGE: image,
+            BOXES: np.round(edges * np.float32(scene.SIZE)),  # they are stored as fractions, of whole pixels
+            CLASSES: np.asarray(objects["class"], np.int32) - 1,
+            CROWD: np.zeros(len(masks), bool),
+            MASKS: [rle.encode(mask) for mask in masks],
+            "area": np.array([mask.sum() for mask in masks], np.float32),
+            "image_id": i,
+        }
+
+    def ground_truth(self) -> dict[str, Any]:
+        """Returns the split as ``data.coco`` does it: {"images", "categories", "annotations"}."""
+        images = [{"id": i, "height": scene.SIZE, "width": scene.SIZE} for i in self.image_ids]
+        names = zip(self.category_ids.tolist(), self.class_names, strict=True)
+        annotations = []
+        for i in self.image_ids:
+            read = self[i]
+            for box, kind, mask, area in zip(read[BOXES], read[CLASSES], read[MASKS], read["area"], strict=True):
+                x0, y0, x1, y1 = box.tolist()
+                annotations.append({
+                    "id": len(annotations) + 1, "image_id": i, "category_id": int(self.category_ids[kind]),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0], "area": float(area), "segmentation": mask, "iscrowd": 0,
+                })  # fmt: skip
+        categories = [{"id": key, "name": name} for key, name in names]
+        return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def make(*, split: str, root: str = "", instances: bool = False) -> prepared.Records | Instances:
     """Opens the drawn scenes, and draws them first where that was not yet done.
 
     Args:
         split: "train", "val" or "test", and slices of them, as TFDS writes them: "train[:80%]".
         root: where they are kept; "": see `prepared.cache_folder`.
+        instances: the objects of the scenes in place of their labels.
 
     Returns:
-        The dataset: images of 128x128, ``scene.CLASS_NAMES``.
+        The dataset: images of 128x128, ``scene.CLASS_NAMES``; a set of instances has no background.
 
     Raises:
         InputError: no such split, or `root` cannot be written.
     """
     prepare(root)
-    return prepared.make(split=split, name=f"shapes:{VERSION}", root=root, id_key="id")
+    name = f"shapes:{VERSION}"
+    semantic = prepared.make(split=split, name=name, root=root, id_key="id")
+    if not instances:
+        return semantic
+    features = tfds.features
+    objects = {"mask": features.Text(), "class": features.ClassLabel(names=scene.CLASS_NAMES)}  # masks as bytes
+    objects = features.Sequence({**objects, "bbox": features.BBoxFeature()})
+    source = tfds.builder_from_directory(prepared.find(name, root)).as_data_source(split)
+    return Instances(semantic, source, features.FeaturesDict({"instances": objects}))
 
 
 def prepare(root: str = "") -> pathlib.Path:
@@ -149,6 +241,15 @@ def _example(split: str, index: int) -> dict[str, Any]:
         "segmentation_mask": _png(drawn.label),
         "instances": instances,
     }
+
+
+def _pixels(mask: bytes, where: str) -> HostArray:
+    """bool[H, W] of a stored mask."""
+    try:
+        with Image.open(io.BytesIO(mask)) as picture:
+            return np.asarray(picture) != 0
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{where}: the mask of an object cannot be read ({error}): prepare the set again") from error
 
 
 def _png(array: HostArray) -> bytes:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from segjax import data
-from segjax.data import scene, shapes
+from segjax import data, rle
+from segjax.data import instances, scene, shapes
 from segjax.types import InputError
 
 K = len(scene.CLASS_NAMES)
@@ -176,6 +176,39 @@ def test_instances_are_stored_beside_the_label(root):
             edges = [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
             np.testing.assert_allclose(np.asarray(box) * 128, edges, atol=1e-4)
         np.testing.assert_array_equal(again, label)
+
+
+def test_the_set_of_instances_is_the_scenes(root):
+    """Masks, boxes and classes of the drawings; painted in order they are the semantic label."""
+    val = pickle.loads(pickle.dumps(data.build("shapes", split="val[:20%]", root=root, instances=True)))
+    semantic = data.build("shapes", split="val[:20%]", root=root)
+    assert val.instances and (val.num_classes, val.class_names) == (K - 1, scene.CLASS_NAMES[1:])
+    assert val.category_ids.tolist() == list(range(1, K)) and len(val) == len(semantic)
+    np.testing.assert_array_equal(val.palette, semantic.palette[1:])
+    for i in (0, 7, len(val) - 1):
+        read, ident = val[i], val.describe(i).split("val_")[1][:5]
+        drawn = scene.draw((*map(int, shapes.VERSION.split(".")), 1, int(ident)))
+        np.testing.assert_array_equal(read["image"], drawn.image)
+        np.testing.assert_array_equal(val.read_image(i), drawn.image)
+        np.testing.assert_array_equal(read["classes"], drawn.classes - 1)
+        np.testing.assert_array_equal([rle.decode(mask) for mask in read["masks"]], drawn.masks)
+        np.testing.assert_array_equal(read["area"], drawn.masks.sum((1, 2)))
+        boxes = rle.to_bbox(read["masks"])
+        np.testing.assert_array_equal(read["boxes"], np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
+        assert not read["crowd"].any() and read["image_id"] == i and val.image_size(i) == read["image"].shape[:2]
+        types = {key: read[key].dtype.name for key in ("boxes", "classes", "crowd", "area")}
+        assert types == {"boxes": "float32", "classes": "int32", "crowd": "bool", "area": "float32"}
+    truth = val.ground_truth()
+    assert [image["id"] for image in truth["images"]] == list(range(len(val)))
+    for i in (0, 7):
+        mine, read = [a for a in truth["annotations"] if a["image_id"] == i], val[i]
+        np.testing.assert_array_equal([a["category_id"] for a in mine], read["classes"] + 1)
+        np.testing.assert_array_equal([a["bbox"][2] for a in mine], read["boxes"][:, 2] - read["boxes"][:, 0])
+    assert len({a["id"] for a in truth["annotations"]}) == len(truth["annotations"])
+    batches = instances.train_batches(val, size=(128, 128), max_instances=6, batch_size=4, seed=0)
+    with batches:
+        batch = next(batches)
+    assert batch["masks"].shape == (4, 6, 56, 56) and batch["boxes_valid"].any(1).all()
 
 
 _SMALL = """
