@@ -32,7 +32,7 @@ def read(texts: Sequence[str | bytes], name: Callable[[int], str]) -> tuple[Host
     Raises:
       InputError: a character that is none of the 64, a string that ends inside a count, a count beyond 35 bits.
     """
-    parts = [text if isinstance(text, bytes) else text.encode("ascii", "replace") for text in texts]  # "?" raises below
+    parts = [text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass") for text in texts]
     code = np.frombuffer(b"".join(parts), np.uint8) - np.uint8(48)
     bounds = sums([len(part) for part in parts])
     last = np.flatnonzero(code & 32 == 0)
