@@ -40,17 +40,17 @@ class Pooling(NamedTuple):
         """Pools boxes f32[B, R, 4] of the image's pixels from levels [B, h, w, C] to [B, R, size, size, C]."""
         rows, count = boxes.shape[:2]
         flat, image = boxes.reshape(-1, 4), jnp.repeat(jnp.arange(rows), count)
-        level = levels_of(flat, self.scales, self.level_epsilon)
-        options = {
-            "output_size": size,
-            "sampling_ratio": self.sampling_ratio,
-            "aligned": self.aligned,
-            "max_sampling": None if self.sampling_ratio else self.max_sampling,
-        }
-        pooled = 0.0
-        for number, (x, scale) in enumerate(zip(features, self.scales, strict=True)):
-            one = ops.roi_align(x, flat, image, spatial_scale=scale, **options)
-            pooled = jnp.where((level == number)[:, None, None, None], one, pooled)
+        pooled = ops.roi_align_levels(
+            features,
+            flat,
+            image,
+            levels_of(flat, self.scales, self.level_epsilon),
+            output_size=size,
+            spatial_scales=self.scales,
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
+            max_sampling=None if self.sampling_ratio else self.max_sampling,
+        )
         return pooled.reshape(rows, count, *pooled.shape[1:])
 
 
