@@ -72,7 +72,7 @@ def _common(config: ConfigDict) -> None:
         "name": "fcn",  # segjax/models/<name>.py says what each option is
         "pretrained": "",  # weights to start from: a file of segjax.convert, or SOURCE:MODEL:FILE
         "backbone": "vgg16_bn",
-        "variant": "padded",  # or authors, dilated
+        "variant": "padded",  # or authors, authors_padded, dilated
         "stride": 8,  # FCN-8s; or 16, 32
         "at_once": False,
         "upsampling": "learned",  # or fixed

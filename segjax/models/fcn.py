@@ -6,14 +6,15 @@ are enlarged by a transposed convolution; FCN-16s and 8s enlarge by 2 first and 
 | variant | image | pools | fc6 | transposed convolutions: kernel / stride / padding |
 |---|---|---|---|---|
 | "authors" | padded by 100 | ceil | 7x7, no padding | 64/32/0, 32/16/0, 16/8/0, 4/2/0; then crops, see below |
+| "authors_padded" | padded by 100 | ceil | 7x7, no padding | 64/32/16, 32/16/8, 16/8/4, 4/2/1; then crops of 3 |
 | "padded" | as it is | ceil | 1x1 | 64/32/16, 32/16/8, 16/8/4, 4/2/1: exactly 32, 16, 8 and 2 times the size |
 | "dilated" | as it is | | | none: stride 8 by dilation, a 3x3 head, bilinear resizing (torchvision) |
 
 Crops of the authors' variant: pool4's scores start at 5, pool3's at 9, the logits at 19 (32s), 27 (16s) or 31 (8s);
 crop, then sum. An image of n pixels has m = ceil((n + 198) / 32) pixels after pool5, m - 6 after fc6, and 32 (m - 5),
-32 m - 144 or 32 m - 136 logits before the last crop. 224 pixels: 14, 8, and 288, 304 or 312; the 256 = 8 x 32 often
-quoted are what a padding of 16 in the transposed convolution makes of the same 8 (or none of 7, with pools that round
-down).
+32 m - 144 or 32 m - 136 logits before the last crop. 224 pixels: 14, 8, and 288, 304 or 312. With transposed
+convolutions that restore the size ("authors_padded") it is 32 (m - 6) in all three, 224 pixels give 8 x 32 = 256; each
+transposed convolution has lost a margin, so that pool4's scores start at 6, pool3's at 12, the logits at 3.
 
 Lecture notes that circulate give kernel 16, stride 16, padding 8 for the enlargement by 16. That makes 16 (m - 1)
 pixels of m: it does not restore the size. 32/16/8 does.
@@ -38,13 +39,18 @@ from segjax.types import Array, HostArray, InputError, Outputs, Variables
 
 LEGAL = {
     "stride": (32, 16, 8),
-    "variant": ("padded", "authors", "dilated"),
+    "variant": ("padded", "authors", "authors_padded", "dilated"),
     "upsampling": ("learned", "fixed"),
     "dtype": ("float32", "bfloat16"),
 }
 PADDING = 100  # of the first convolution, in the authors' variant
-SKIPS = (("pool4", 16, "upscore2", 5, 1e-2), ("pool3", 8, "upscore_pool4", 9, 1e-4))  # and crop, at-once's scale
-LAST = {32: ("upscore", 19), 16: ("upscore16", 27), 8: ("upscore8", 31)}  # and crop
+SKIPS = (("pool4", 16, "upscore2", 1e-2), ("pool3", 8, "upscore_pool4", 1e-4))  # and at-once's scale
+LAST = {32: "upscore", 16: "upscore16", 8: "upscore8"}
+CROPS = {  # where pool4's scores, pool3's and, of each stride, the logits begin
+    "authors": ((5, 9), {32: 19, 16: 27, 8: 31}),
+    "authors_padded": ((6, 12), {32: 3, 16: 3, 8: 3}),
+    "padded": ((), {32: 0, 16: 0, 8: 0}),
+}
 ALEXNET = (63, 18)  # kernel of its transposed convolution, and crop
 FC_WINDOW = {"vgg": 7, "alexnet": 6}  # of fc6: the map that the classifier flattens
 FC_CHANNELS = 4096
@@ -54,9 +60,10 @@ class Decoder(nn.Module):
     """Scores at strides 32, 16, 8, as many as there are, to logits of every pixel.
 
     Attributes:
-        padded: the padded variant; else the authors'.
+        padded: each transposed convolution restores the size; else it has no padding.
         learned: the enlarging kernels are parameters, bilinear at first; else they stay bilinear.
-        window, crop: of the last transposed convolution; crop only without padding.
+        window, crop: of the last transposed convolution.
+        offsets: where each skip begins, as far as the map it is added to reaches; (): at 0, the map is cut to the skip.
 
     Source: Long et al. 2015, section 4.2 and figure 3; the authors' net.py.
     """
@@ -65,21 +72,22 @@ class Decoder(nn.Module):
     learned: bool
     window: int
     crop: int
+    offsets: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, scores: Sequence[Array], size: tuple[int, int]) -> Array:
         """Returns [B, *size, K] of scores [B, H_s, W_s, K], coarsest first."""
         x, *skips = scores
-        for skip, (_, _, name, offset, _) in zip(skips, SKIPS, strict=False):
+        for number, (skip, (_, _, name, _)) in enumerate(zip(skips, SKIPS, strict=False)):
             x = self._enlarge(x, 4, 2, name)
-            if self.padded:
-                x = _crop(x, 0, skip.shape[1:3])  # twice ceil(n / 32) may be one more than ceil(n / 16)
+            if self.offsets:
+                skip = _crop(skip, self.offsets[number], x.shape[1:3])
             else:
-                skip = _crop(skip, offset, x.shape[1:3])
+                x = _crop(x, 0, skip.shape[1:3])  # twice ceil(n / 32) may be one more than ceil(n / 16)
             x = x + skip
         stride = 32 >> len(skips)
-        x = self._enlarge(x, self.window, stride, LAST[stride][0])
-        return _crop(x, 0 if self.padded else self.crop, size)
+        x = self._enlarge(x, self.window, stride, LAST[stride])
+        return _crop(x, self.crop, size)
 
     @nn.nowrap
     def _enlarge(self, x: Array, window: int, stride: int, name: str) -> Array:
@@ -95,9 +103,9 @@ class Model(layers.Network):
 
     Attributes:
         num_classes: K.
-        backbone: a name that ``backbones.build`` knows. VGG has fc6 and fc7, in "padded" and "authors"; so has AlexNet,
-            in "authors" at stride 32. Others score their last map directly, in "padded" and "dilated".
-        variant: "padded", "authors" or "dilated"; see the module.
+        backbone: a name that ``backbones.build`` knows. VGG has fc6 and fc7, in all but "dilated"; so has AlexNet, in
+            "authors" at stride 32. Others score their last map directly, in "padded" and "dilated".
+        variant: "padded", "authors", "authors_padded" or "dilated"; see the module.
         stride: 32, 16 or 8, of the finest scores: FCN-32s, 16s, 8s ("dilated" is always at 8).
         at_once: trained in one go rather than from 32s by way of 16s: pool4 is scaled by 0.01 and pool3 by 0.0001
             before they are scored.
@@ -127,7 +135,7 @@ class Model(layers.Network):
         """Checks the options; InputError for a value that is not legal."""
         backbones.find(self.backbone)
         self.check_options(one_of=LEGAL, at_least={"num_classes": 1}, factors=("width",), rates=("dropout",))
-        legal = {"vgg": ("padded", "authors"), "alexnet": ("authors",), "": ("padded", "dilated")}[self._family()]
+        legal = {"vgg": tuple(CROPS), "alexnet": ("authors",), "": ("padded", "dilated")}[self._family()]
         if self.variant not in legal:
             raise InputError(f"variant={self.variant!r} of model 'fcn' on {self.backbone}: expected one of {legal}")
         if self._family() == "alexnet" and self.stride != 32:
@@ -153,18 +161,20 @@ class Model(layers.Network):
         size, x = image.shape[1:3], image.astype(self.dtype)
         if self.variant == "dilated":
             return self._dilated(x, size, train)
-        if self.variant == "authors":
+        if self.variant.startswith("authors"):
             inner = {"vgg": 1, "alexnet": 2}[self._family()]  # the padding that the first convolution has already
             x = jnp.pad(x, ((0, 0), *(2 * ((PADDING - inner, PADDING - inner),)), (0, 0)))
         features = self._backbone(x, train)
         score = functools.partial(layers.Conv, self.num_classes, bias=True, deviation=0.0)  # section 4.3: zero at first
         scores = [score(name="score_fr")(self._fully_connected(features["out"], train))]
-        for name, stride, _, _, scale in SKIPS:
+        for name, stride, _, scale in SKIPS:
             if stride >= self.stride:
                 skip = features[name if self._family() else f"stride_{stride}"]
                 scores.append(score(name=f"score_{name}")(skip * jnp.asarray(scale, x.dtype) if self.at_once else skip))
-        window, crop = ALEXNET if self._family() == "alexnet" else (2 * self.stride, LAST[self.stride][1])
-        decoder = Decoder(self.variant == "padded", self.upsampling == "learned", window, crop, name="decoder")
+        offsets, crops = CROPS[self.variant]
+        window, crop = ALEXNET if self._family() == "alexnet" else (2 * self.stride, crops[self.stride])
+        restoring, learned = self.variant != "authors", self.upsampling == "learned"
+        decoder = Decoder(restoring, learned, window, crop, offsets, name="decoder")
         return {"logits": decoder(scores, size).astype(jnp.float32)}
 
     @nn.nowrap
@@ -186,7 +196,7 @@ class Model(layers.Network):
         if not self._family():
             return layers.Dropout(rate, self.axis_name, name="dropout")(x, train=train)
         channels = max(1, round(FC_CHANNELS * self.width))
-        window = FC_WINDOW[self._family()] if self.variant == "authors" else 1
+        window = FC_WINDOW[self._family()] if self.variant.startswith("authors") else 1
         for number, size in ((6, window), (7, 1)):
             x = jax.nn.relu(layers.Conv(channels, size, padding=0, bias=True, name=f"fc{number}")(x))
             x = layers.Dropout(rate, self.axis_name, name=f"dropout{number}")(x, train=train)

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import flax.linen as nn
 import golden
 import jax
 import jax.numpy as jnp
@@ -103,9 +104,41 @@ def test_every_crop_of_the_authors_lies_inside():
 def test_224_pixels():
     size = caffe_sizes(224)
     assert [size[k] for k in ("pool5", "fc6", "upscore", "upscore16", "upscore8")] == [14, 8, 288, 304, 312]
-    padded = ops.conv_transpose(np.zeros((1, 8, 1, 1), np.float32), np.zeros((64, 64, 1, 1), np.float32), stride=32,
-                                padding=16)  # fmt: skip
-    assert padded.shape[1:3] == (256, 32)
+
+
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_224_pixels_padded_by_100_give_256_cropped_to_224(stride):
+    """fc6's 8x8 scores, enlarged by transposed convolutions that restore the size."""
+    module = build(**SMALL, variant="authors_padded", stride=stride)
+    sizes = []
+
+    def watch(call, args, kwargs, context):
+        x = call(*args, **kwargs)
+        if context.module.name in ("score_fr", fcn.LAST[stride]):
+            sizes.append(x.shape[1:3])
+        return x
+
+    with nn.intercept_methods(watch):
+        outputs = jax.eval_shape(module.apply, shapes(module), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
+    assert sizes[-2:] == [(8, 8), (256, 256)] and outputs["logits"].shape[1:3] == (224, 224)
+
+
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_authors_padded_is_the_authors_network_inside_the_border(stride):
+    """The same weights: transposed convolutions that restore the size cut margins off, and the crops make up for it."""
+    image = noise(1, 250, 230, 3)
+    variants = [build(**SMALL, variant=name, stride=stride) for name in ("authors", "authors_padded")]
+    variables = draw(shapes(variants[0]))
+    logits = [np.asarray(compiled(module.apply)(variables, image)["logits"]) for module in variants]
+    assert np.abs(logits[0]).max() > 1e-3
+    inside = np.s_[:, 48:-48, 48:-48]
+    np.testing.assert_allclose(logits[0][inside], logits[1][inside], rtol=1e-4, atol=1e-5)
+
+
+def test_every_crop_of_authors_padded_lies_inside():
+    for n in range(1, 1200):
+        size, scores = caffe_sizes(n), caffe_sizes(n)["fc6"]
+        assert 6 + 2 * scores <= size["pool4"] and 12 + 4 * scores <= size["pool3"] and 3 + n <= 32 * scores, n
 
 
 @pytest.mark.parametrize("stride", [32, 16, 8])
@@ -141,7 +174,8 @@ def test_crops_are_those_of_the_authors():
     """With kernels that copy each value to the first pixel of its stamp, logits tell the place they were cut at."""
     sizes = {8: (13, 25), 16: (13,), 32: ()}
     for stride, crop in ((32, 19), (16, 27), (8, 31)):
-        decoder = fcn.Decoder(padded=False, learned=True, window=2 * stride, crop=crop)
+        assert fcn.CROPS["authors"] == ((5, 9), fcn.CROPS["authors"][1]) and fcn.CROPS["authors"][1][stride] == crop
+        decoder = fcn.Decoder(padded=False, learned=True, window=2 * stride, crop=crop, offsets=(5, 9))
         scores = [jnp.zeros((1, 3, 3, 1))]
         scores += [noise(1, 5 + n, 5 + n, 1, seed=n) for n in sizes[stride]]
         variables = jax.eval_shape(lambda d=decoder, s=scores: d.init(jax.random.key(0), s, (40, 40)))
@@ -185,17 +219,18 @@ def test_8s_with_zero_skips_is_a_product_of_matrices(variant):
     np.testing.assert_allclose(outputs["logits"][0], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["authors", "padded"])
+@pytest.mark.parametrize("variant", ["authors", "authors_padded", "padded"])
 @pytest.mark.parametrize("upsampling", ["learned", "fixed"])
 def test_constant_maps_stay_constant_inside_the_border(variant, upsampling):
     """32s of a map of a, 16s of a and b, 8s of a, b and c: a, a + b, a + b + c in every pixel 48 or more inside."""
     n, constants = 224, np.array([[1.5, -2.0], [0.25, 3.0], [-1.0, 0.5]], np.float32)
-    size = caffe_sizes(n) if variant == "authors" else {"fc6": 7, "pool4": 14, "pool3": 28}
+    size = caffe_sizes(n) if variant.startswith("authors") else {"fc6": 7, "pool4": 14, "pool3": 28}
     maps = [
         np.broadcast_to(c, (1, size[k], size[k], 2)) for k, c in zip(("fc6", "pool4", "pool3"), constants, strict=True)
     ]
     for stride, used in ((32, 1), (16, 2), (8, 3)):
-        decoder = fcn.Decoder(variant == "padded", upsampling == "learned", 2 * stride, fcn.LAST[stride][1])
+        offsets, crops = fcn.CROPS[variant]
+        decoder = fcn.Decoder(variant != "authors", upsampling == "learned", 2 * stride, crops[stride], offsets)
         scores = [jnp.asarray(x) for x in maps[:used]]
         variables = compiled(lambda s, d=decoder: d.init(jax.random.key(0), s, (n, n)))(scores)
         logits = compiled(lambda v, s, d=decoder: d.apply(v, s, (n, n)))(variables, scores)
@@ -315,7 +350,7 @@ def test_padding_that_restores_the_size_and_the_one_that_does_not():
     "options",
     [{"backbone": "vgg11_bn", "stride": 16}, {"backbone": "resnet18"}, {"backbone": "resnet18", "variant": "dilated"},
      {"backbone": "mobilenet_v2", "stride": 32}, {"backbone": "alexnet", "variant": "authors", "stride": 32},
-     {"backbone": "vgg13_bn", "variant": "authors"}],
+     {"backbone": "vgg13_bn", "variant": "authors"}, {"backbone": "vgg11", "variant": "authors_padded"}],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [(1, 1), (31, 65), (97, 130)])
 def test_any_size_on_every_backbone(options, size):
