@@ -1,6 +1,7 @@
 """Proves that ops.conv_transpose is the transpose of ops.conv's matrix: arithmetic, errors and pictures on one page.
 
   python -m segjax.verify [--input=4x4] [--kernel=3] [--stride=1] [--padding=0] [--output=DIR] ...
+  python -m segjax.verify --roi [--seed=0] [--output=DIR]
 
 The geometry that is written out and drawn; a number is for every axis, AxB is one per axis:
 --dims=2          spatial axes, 1 or 2; two unless --input says otherwise
@@ -19,6 +20,10 @@ What is checked:
 --seed=0          of the random values
 --unflipped       shows that the check can fail: method "fractional" gets its kernel unflipped
 
+Another page:
+--roi             what RoIPool's rounding loses of a region of 200x145 pixels and lets in, RoIAlign beside it, and the
+                  error of both against the exact mean over each bin; takes --seed and --output alone
+
 --output=DIR      writes pictures and an index.html that holds everything
 --help            this text
 
@@ -35,7 +40,7 @@ import jax
 
 from segjax import config as configs
 from segjax import ops
-from segjax.derivation import cases, checks, page, reference, table, text
+from segjax.derivation import cases, checks, page, reference, regions, table, text
 from segjax.derivation.cases import Case
 from segjax.types import InputError
 
@@ -55,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.help:
             print(__doc__.strip())
             return 0
-        return 0 if _verify(arguments) else 1
+        return 0 if (_verify_regions if arguments.roi else _verify)(arguments) else 1
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -77,18 +82,23 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--grid", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--unflipped", action="store_true")
+    parser.add_argument("--roi", action="store_true")
     parser.add_argument("--output", default="")
     parser.add_argument("-h", "--help", action="store_true")
     arguments, overrides = configs.parse(parser, argv)
     for key in overrides:
         raise InputError(f"unknown argument --config.{key}; --help lists them")
+    if arguments.seed < 0:
+        raise InputError(f"--seed={arguments.seed}: expected 0 or more")
+    if arguments.roi:
+        given = [name for name, value in vars(arguments).items() if value != parser.get_default(name)]
+        if others := [name for name in given if name not in ("roi", "seed", "output", "help")]:
+            raise InputError(f"--roi with --{others[0]}: it takes --seed and --output alone")
     return arguments
 
 
 def _verify(arguments: argparse.Namespace) -> bool:
     dtypes, case = _dtypes(arguments.dtype), _case(arguments)
-    if arguments.seed < 0:
-        raise InputError(f"--seed={arguments.seed}: expected 0 or more")
     folder = _folder(arguments.output) if arguments.output else None
     record = _Record()
     record(f"segjax.verify, jax {jax.__version__} on {jax.default_backend()}, Python {platform.python_version()}")
@@ -114,6 +124,36 @@ def _verify(arguments: argparse.Namespace) -> bool:
             path = page.write(folder, case, record.lines, passed)
         except OSError as error:
             raise InputError(f"--output={folder}: {error}") from error
+        print(f"\nwrote {path}")
+    return passed
+
+
+def _verify_regions(arguments: argparse.Namespace) -> bool:
+    folder = _folder(arguments.output) if arguments.output else None
+    record = _Record()
+    record(f"segjax.verify, jax {jax.__version__} on {jax.default_backend()}, Python {platform.python_version()}")
+    record(f"\n== What rounding does ==\n\n{regions.quantisation_text()}\n\n== Errors ==\n")
+    record("Against the exact mean over each bin, the float64 integral of the bilinearly interpolated map in closed")
+    record("form; maps of standard deviation 1. RoIPool's maximum is another statistic than the mean: the row below it")
+    record("is what its rounding alone does.")
+    found, worst = {}, 0.0
+    for kind in ("smooth", "noise"):
+        for bins in regions.BINS:
+            record.wait(f"{kind} map, {bins}x{bins} bins ...")
+            found[kind, bins], difference = regions.measure(kind, bins, arguments.seed)
+            worst = max(worst, difference)
+            record(f"\n{regions.errors_text(kind, bins, found[kind, bins])}")
+    passed = worst <= regions.BOUND
+    record(
+        f"\n== Result ==\n\n{'PASS' if passed else 'FAIL'}  ops.roi_align and ops.roi_pool equal float64 loops over "
+        f"their definitions: largest difference {worst:.2g}, bound {regions.BOUND:g}"
+    )
+    if folder:
+        record.wait("drawing ...")
+        try:
+            path = page.write_regions(folder, found, record.lines, passed)
+        except OSError as error:
+            raise InputError(f"--output={arguments.output}: {error}") from error
         print(f"\nwrote {path}")
     return passed
 

@@ -96,6 +96,8 @@ def test_output(tmp_path, capsys):
         (["--groups=two"], ["--groups", "two"]),
         (["--dtype=float16"], ["--dtype=float16", "bfloat16"]),
         (["--seed=-1"], ["--seed=-1", "0 or more"]),
+        (["--roi", "--kernel=5"], ["--roi", "--kernel", "--seed and --output"]),
+        (["--roi", "--seed=-1"], ["--seed=-1", "0 or more"]),
         (["--input=2000"], ["35,928,036", "1,000,000", "about 333x333"]),
         (["--krnel=3"], ["--krnel", "--kernel"]),
         (["--config.data.root=x"], ["--config.data.root"]),
@@ -128,6 +130,26 @@ def test_help_names_every_option(capsys):
     for name in flags.keys() - {"grid"}:
         assert f"\n--{name}" in shown
     assert "\n--no-grid" in shown
+
+
+def test_regions(tmp_path, capsys):
+    assert verify.main(["--roi", f"--output={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "200 x 145 pixels" in shown and "6.25 x 4.53125" in shown and "\nPASS  ops.roi_align" in shown
+    assert len(re.findall(r"^RoIAlign, 2 x 2 samples  .* [\d.]+ +[\d.]+$", shown, re.M)) == 4
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "index.html", "quantisation3.png", "quantisation7.png", "errors.png"
+    }  # fmt: skip
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<img") == 3 and "truncated twice" in page and "PASS. Both operations" in page
+    assert verify.main(["--roi", "--seed=1"]) == 0
+    assert capsys.readouterr().out != shown
+
+
+def test_regions_fail_beyond_their_bound(monkeypatch, capsys):
+    monkeypatch.setattr(verify.regions, "BOUND", 1e-12)
+    assert verify.main(["--roi"]) == 1
+    assert "\nFAIL  ops.roi_align" in capsys.readouterr().out
 
 
 def test_ctrl_c(monkeypatch, capsys):

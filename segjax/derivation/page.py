@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from segjax.derivation import matrix, pictures, stamping
+from segjax.derivation import matrix, pictures, region_pictures, regions, stamping
 from segjax.derivation.cases import Case
 
 _STYLE = """
@@ -54,11 +54,52 @@ def write(folder: pathlib.Path, case: Case, lines: Sequence[str], passed: bool) 
     titles = list(texts)
     body += [_section(titles[0], geometry), *_figures(folder, case), _section(titles[1], errors)]
     body.append(_section(titles[2], result))
+    return _document(folder, case.label, body)
+
+
+def write_regions(
+    folder: pathlib.Path, found: dict[tuple[str, int], list[regions.Row]], lines: Sequence[str], passed: bool
+) -> pathlib.Path:
+    """Draws the pictures of a region under RoIPool and RoIAlign and writes the page that holds them and the text.
+
+    Args:
+        folder: an existing folder; files of the same names are replaced.
+        found: {(kind of map, bins): rows of `regions.measure`}.
+        lines: of the text, as in `write`.
+        passed: whether the operations are those of their definitions.
+
+    Returns:
+        the path of index.html.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    texts = _sections(lines)
+    word = "pass" if passed else "fail"
+    told = "Both operations equal their definitions." if passed else "An operation differs from its definition."
+    body = [
+        "<h1>RoIPool rounds a region, RoIAlign does not</h1>",
+        f"<p>{html.escape(texts.pop('', '').strip())}</p>",
+        f'<p class="verdict {word}">{word.upper()}. {told}</p>',
+    ]
+    (first, quantisation), (second, errors), (third, result) = texts.items()
+    body.append(_section(first, quantisation))
+    for bins in regions.BINS:
+        picture = region_pictures.quantisation(bins)
+        body.append(
+            _figure(folder, f"quantisation{bins}", picture, f"what {bins} x {bins} bins read under three rules")
+        )
+    body += [_section(second, errors), _figure(folder, "errors", region_pictures.errors(found), "mean errors as bars")]
+    body.append(_section(third, result))
+    return _document(folder, "RoIPool and RoIAlign", body)
+
+
+def _document(folder: pathlib.Path, title: str, body: Sequence[str]) -> pathlib.Path:
     path = folder / "index.html"
     path.write_text(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>segjax.verify: {html.escape(case.label)}</title>\n<style>{_STYLE}</style></head><body>\n"
+        f"<title>segjax.verify: {html.escape(title)}</title>\n<style>{_STYLE}</style></head><body>\n"
         + "\n".join(body)
         + "\n</body></html>\n",
         encoding="utf-8",

@@ -70,9 +70,8 @@ def pool_bins(boxes: Array, size: Sequence[int], out: Sequence[int], spatial_sca
         for rows, then for columns, (first i32[R, n], end i32[R, n]) in [0, pixels]; empty where end <= first.
     """
     scaled = rounded(boxes * jnp.float32(spatial_scale))
-    corner = jnp.where(scaled < 0, jnp.ceil(scaled - 0.5), jnp.floor(scaled + 0.5))
-    # x + 0.5 may round up to a whole number: the largest float below 0.5, and odd numbers above 2^23.
-    corner = jnp.where(jnp.abs(corner - scaled) > 0.5, jnp.trunc(scaled), corner).astype(jnp.int32)
+    whole = jnp.trunc(scaled)  # floor(x + 0.5) would round the largest float below 0.5 up
+    corner = (whole + jnp.where(jnp.abs(scaled - whole) >= 0.5, jnp.sign(scaled), 0)).astype(jnp.int32)
     bins = []
     for axis, pixels, n in ((1, size[0], out[0]), (0, size[1], out[1])):
         start = corner[:, axis, None]
