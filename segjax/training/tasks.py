@@ -19,7 +19,10 @@ def of(config: ConfigDict) -> types.ModuleType:
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """The config with every key of its kind's protocol in the section eval, so that each can be overridden; locked."""
+    """The config with the keys that configs of before had not, so that each can be overridden; locked.
+
+    They are those of its kind's protocol in the section eval, and ``model.pretrained``.
+    """
     whole = copy.deepcopy(config)  # deep: keeps references between fields and the types of placeholders
     sections = [whole.get(name) for name in ("eval", "model")]
     if all(isinstance(section, ConfigDict) for section in sections) and whole.model.get("name") in models.known():
@@ -27,4 +30,6 @@ def completed(config: ConfigDict) -> ConfigDict:
             for key, value in of(whole).EVAL_DEFAULTS.items():
                 if key not in whole.eval:
                     whole.eval[key] = value
+            if "pretrained" not in whole.model:
+                whole.model.pretrained = ""
     return whole.lock()

@@ -60,6 +60,17 @@ def test_a_run_of_before_the_protocols_goes_on(tmp_path, config):
         workdirs.prepare(tmp_path, other, COMMAND)
 
 
+def test_a_run_of_before_pretrained_weights_goes_on(tmp_path, config):
+    older = config.copy_and_resolve_references().unlock()
+    del older.model.pretrained
+    workdirs.prepare(tmp_path, older.lock(), COMMAND)
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    workdirs.prepare(tmp_path, config, COMMAND)
+    other = configs.override(config, {"model.pretrained": "resnet50.safetensors"})
+    with pytest.raises(InputError, match="model.pretrained"):
+        workdirs.prepare(tmp_path, other, COMMAND)
+
+
 def test_a_finished_run_says_so(tmp_path, config, capsys):
     workdirs.prepare(tmp_path, config, COMMAND)
     (tmp_path / "summary.json").write_text(json.dumps({"step": 7, "miou": 0.5}))
