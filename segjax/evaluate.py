@@ -40,9 +40,18 @@ from ml_collections import ConfigDict
 from segjax import config as configs
 from segjax import data, models
 from segjax.data.metadata import Classes
-from segjax.inference import em_scores, evaluation, population, protocol
+from segjax.inference import (
+    coco_results,
+    em_scores,
+    evaluation,
+    instance_evaluation,
+    population,
+    precision_recall,
+    protocol,
+    visualize,
+)
 from segjax.inference.progress import Progress
-from segjax.training import devices, environment, parallel, setup, trained
+from segjax.training import devices, environment, instance, parallel, semantic, setup, tasks, trained
 from segjax.training.workdirs import check_classes
 from segjax.types import HostArray, InputError
 
@@ -99,37 +108,72 @@ def _evaluate(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> No
     ema = config.eval.ema if arguments.ema is None else arguments.ema
     dataset = data.from_config(config.data, config.data.split, classes=classes)
     check_classes(classes, dataset.classes, f"{workdir}", f"{dataset.name}, split {config.data.split!r},")
-    if protocol.scores(config) == "em" and len(classes) != 2:
+    task = tasks.of(config)
+    if task is semantic and protocol.scores(config) == "em" and len(classes) != 2:
         raise InputError(f"eval.scores='em' is of two classes, membrane and cell, but {workdir} has {len(classes)}")
     trained.start_devices(workdir, arguments.compilation_cache)
-    apply, variables, step = trained.restore(workdir, config, classes, which=arguments.checkpoint, ema=ema, warn=_warn)
-    rules = protocol.protocol(config, ema=ema)
-    for line in protocol.differences(protocol.protocol(saved, ema=saved.eval.ema), rules):
+    module, variables, step = trained.restore(workdir, config, classes, which=arguments.checkpoint, ema=ema, warn=_warn)
+    rules = task.rules(config, ema=ema)
+    for line in protocol.differences(task.rules(saved, ema=saved.eval.ema), rules):
         _warn(f"not the protocol of the run's own evaluations: {line}")
     kind = "moving average of the parameters, " if ema else ""
     print(f"{workdir}, {kind}checkpoint {step} ({arguments.checkpoint})")
     print(f"{dataset.name}, split {config.data.split!r}: {len(dataset)} images of {len(classes)} classes")
     print(f"compiling the model at {config.data.size[0]}x{config.data.size[1]}; this happens once ...", flush=True)
-    with devices.explained(config, key="eval.batch_size"):
-        apply, variables = _normalised(config, classes, apply, variables)
-        result = _scores(config, dataset, apply, variables)
-        em = _em_scores(config, dataset, apply, variables) if protocol.scores(config) == "em" else None
-    print(table(result, classes.names))
-    if em is not None:
-        em = {"cell": classes.names[em_scores.CELL], "foreground_iou": float(result["iou"][em_scores.CELL]), **em}
-        print(f"\n{em_table(em)}")
     output = pathlib.Path(arguments.output or workdir / "evaluation.json")
-    report = _report(result, classes, rules) | ({} if em is None else {"em": _json(em)})
-    report |= {
-        "split": config.data.split,
-        "checkpoint": step,
-        "ema": ema,
-        "data": {"name": config.data.name, "root": str(config.data.root), "size": list(config.data.size)},
-        "config": dict(overrides),
-        "workdir": str(workdir),
-    }
+    with devices.explained(config, key="eval.batch_size"):
+        if task is semantic:
+            text, scores, beside = *_class_scores(config, dataset, module, variables), []
+        else:
+            text, scores, beside = _object_scores(config, dataset, module, variables, output)
+    print(text)
+    report = (
+        scores
+        | _facts(rules)
+        | {
+            "split": config.data.split,
+            "checkpoint": step,
+            "ema": ema,
+            "data": {"name": config.data.name, "root": str(config.data.root), "size": list(config.data.size)},
+            "config": dict(overrides),
+            "workdir": str(workdir),
+        }
+    )
     _write(output, report)
-    print(f"\nwrote {output}")
+    print(f"\nwrote {', '.join(map(str, [output, *beside]))}")
+
+
+def _class_scores(config: ConfigDict, dataset: Any, module: Any, variables: Any) -> tuple[str, dict[str, Any]]:
+    """What a semantic model scores: lines for a person, and JSON."""
+    names = dataset.class_names
+    apply, variables = _normalised(config, dataset.classes, module.apply, variables)
+    result = _scores(config, dataset, apply, variables)
+    text = table(result, names)
+    report = {key: _json(result[key]) for key in (*_SCALARS, "pixels", "examples")}
+    report |= {key: dict(zip(names, _json(result[key]), strict=True)) for key in _PER_CLASS}
+    if protocol.scores(config) == "em":
+        em = _em_scores(config, dataset, apply, variables)
+        em = {"cell": names[em_scores.CELL], "foreground_iou": float(result["iou"][em_scores.CELL]), **em}
+        text, report = f"{text}\n\n{em_table(em)}", report | {"em": _json(em)}
+    return text, report
+
+
+def _object_scores(
+    config: ConfigDict, dataset: Any, module: Any, variables: Any, output: pathlib.Path
+) -> tuple[str, dict[str, Any], list[pathlib.Path]]:
+    """What an instance model scores: lines for a person, JSON, and the files that were written beside it."""
+    with setup.eval_batches(config, dataset, cache=False) as batches:
+        progress, mesh = Progress(len(dataset), "evaluated", sys.stdout), parallel.make_mesh()
+        result = instance.evaluate(config, module, variables, dataset, batches, mesh=mesh, progress=progress)
+    detections = output.with_name(f"{output.stem}_detections.json")
+    curves = output.with_name(f"{output.stem}_curves.png")
+    coco_results.write(detections, result["results"])
+    try:
+        visualize.save(curves, precision_recall.by_threshold(result["mask"]))
+    except OSError as error:
+        raise InputError(f"cannot write {curves}: {error}") from error
+    report = _json(instance_evaluation.report(result))
+    return instance_evaluation.table(result), report, [detections, curves]
 
 
 def table(result: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -226,14 +270,9 @@ def _mesh(config: ConfigDict) -> Any:
     return None if protocol.batch_norm(config) == "batch" else parallel.make_mesh()
 
 
-def _report(result: Mapping[str, Any], classes: Classes, rules: Mapping[str, Any]) -> dict[str, Any]:
-    per_class = {key: dict(zip(classes.names, _json(result[key]), strict=True)) for key in _PER_CLASS}
+def _facts(rules: Mapping[str, Any]) -> dict[str, Any]:
     facts = environment.collect(["python", "-m", "segjax.evaluate", *sys.argv[1:]])
     return {
-        **{key: _json(result[key]) for key in _SCALARS},
-        **per_class,
-        "pixels": _json(result["pixels"]),
-        "examples": result["examples"],
         "protocol": dict(rules),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"python": facts["python"], **facts["packages"]},

@@ -4,13 +4,18 @@
 
   --workdir=DIR            the folder of a run of segjax.train
   --input=WHAT             a file, a folder (with all below it) or a quoted pattern; several after one another, too
-  --output=DIR             labels/*.png (class ids, with the palette of the set), overlays/*.png (with a legend),
+  --output=DIR             overlays/*.png; of a semantic model labels/*.png (class ids, with the palette of the set),
+                           of an instance model detections.json (COCO results: boxes, scores, classes, masks);
                            sheet.png (one page of overlays), index.html (all of them), classes.json
   --checkpoint=best        by validation mIoU (the default), or last, or the number of a step
   --ema, --no-ema          the moving average of the parameters, or the parameters; by default as the run's eval.ema
   --batch=N                images at once; the run's eval.batch_size by default; it never changes the result
   --tile=N                 the image at its own size, in tiles of N x N pixels that overlap, --batch of them at once;
                            without it an image is fitted to the run's data.size
+  --threshold=0.5          objects of at least this score are drawn (instance models; detections.json has all)
+  --annotations=FILE       a COCO JSON from which detections.json takes the numbers of images and classes
+  --effect=portrait        besides, effects/*.png: people sharp, the rest out of focus; other classes than people:
+  --effect_class=NAME      stays sharp; several after one another, too
   --compilation_cache=DIR  compiled programs are kept there (the run's own folder by default; "" for none)
   --config.KEY=VALUE       replaces one value of the run's config, such as data.size or data.fit
   --help                   this text
@@ -24,6 +29,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -32,9 +38,9 @@ from PIL import Image
 from segjax import config as configs
 from segjax.data import images
 from segjax.data.metadata import Classes
-from segjax.inference import files, protocol, tiled_images, visualize, whole_image
+from segjax.inference import effects, files, outcomes, protocol, tiled_images, visualize, whole_image
 from segjax.inference.progress import Progress
-from segjax.training import devices, parallel, trained
+from segjax.training import devices, instance, parallel, tasks, trained
 from segjax.types import HostArray, InputError, Variables
 
 _THREADS = 4  # that read and write beside the device
@@ -47,12 +53,13 @@ class _Results:
 
     output: pathlib.Path
     classes: Classes
+    outcome: outcomes.ClassIds | outcomes.Objects
     on_sheet: frozenset[files.Job]
     pool: ThreadPoolExecutor
     pending: dict[files.Job, Future] = dataclasses.field(default_factory=dict)
     cells: dict[files.Job, visualize.Cell | None] = dataclasses.field(default_factory=dict)
 
-    def add(self, jobs: Sequence[files.Job], pictures: Sequence[HostArray], predictions: Sequence[HostArray]) -> None:
+    def add(self, jobs: Sequence[files.Job], pictures: Sequence[HostArray], predictions: Sequence[Any]) -> None:
         """Waits for the group before, then hands this one to the threads."""
         self.finish()
         for job, picture, prediction in zip(jobs, pictures, predictions, strict=True):
@@ -64,10 +71,8 @@ class _Results:
             self.cells[job] = future.result()
         self.pending = {}
 
-    def _write(self, job: files.Job, picture: HostArray, prediction: HostArray) -> visualize.Cell | None:
-        if (prediction >= len(self.classes)).any():
-            raise InputError(f"{job.source}: the model gives NaN: this checkpoint is of a run that went wrong")
-        drawn = files.write(self.output, job, picture, prediction, self.classes)
+    def _write(self, job: files.Job, picture: HostArray, prediction: Any) -> visualize.Cell | None:
+        drawn = self.outcome.write(job, picture, prediction)
         if job not in self.on_sheet:
             return None
         small = Image.fromarray(drawn)
@@ -111,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--tile", type=int, default=None)
+    parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument("--annotations", default="")
+    parser.add_argument("--effect", default="")
+    parser.add_argument("--effect_class", nargs="+", default=[])
     parser.add_argument("--compilation_cache", default=None)
     parser.add_argument("-h", "--help", action="store_true")
     return parser
@@ -119,35 +128,63 @@ def _parser() -> argparse.ArgumentParser:
 def _predict(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     output = pathlib.Path(arguments.output)
     _, config, classes = trained.read(arguments.workdir, overrides)
-    protocol.check_running(config)
+    task = tasks.of(config)
+    task.check_running(config)
     jobs = files.find(arguments.input, output)
+    outcome = _outcome(arguments, config, classes, jobs)
     ema = config.eval.ema if arguments.ema is None else arguments.ema
     batch_size = config.eval.batch_size if arguments.batch is None else arguments.batch
     if batch_size < 1:
         raise InputError(f"--batch={batch_size}: expected at least 1")
-    if len(classes) > 256:
-        raise InputError(f"{len(classes)} classes do not fit into a palette PNG, which holds 256")
     trained.start_devices(arguments.workdir, arguments.compilation_cache)
-    apply, variables, step = trained.restore(
+    module, variables, step = trained.restore(
         arguments.workdir, config, classes, which=arguments.checkpoint, ema=ema, warn=_warn
     )
     print(f"{len(jobs)} image{'s' * (len(jobs) != 1)}, checkpoint {step} of {arguments.workdir}")
-    predict = _make_predict(apply, variables, config, batch_size, arguments.tile)
+    predict = _make_predict(module, variables, config, batch_size, arguments.tile)
     explained = devices.explained(config, key="eval.batch_size", flag="--batch", batch=batch_size)
     with explained, ThreadPoolExecutor(_THREADS) as pool:
         stride = -(-len(jobs) // _SHEET_CELLS)
-        results = _Results(output, classes, frozenset(jobs[::stride]), pool)
+        results = _Results(output, classes, outcome, frozenset(jobs[::stride]), pool)
         skipped = _run(jobs, batch_size, predict, results)
+        outcome.finish()
     _write_pages(results, f"{arguments.workdir}, checkpoint {step}", jobs, skipped)
     if skipped:
         print(f"{len(skipped)} of {len(jobs)} files could not be read:", *skipped, sep="\n  ", file=sys.stderr)
     return 1 if skipped else 0
 
 
+def _outcome(
+    arguments: argparse.Namespace, config: ConfigDict, classes: Classes, jobs: Sequence[files.Job]
+) -> outcomes.ClassIds | outcomes.Objects:
+    """What is to be made of each image."""
+    if arguments.effect not in ("", "portrait"):
+        raise InputError(f"--effect={arguments.effect}: expected portrait")
+    if arguments.effect_class and not arguments.effect:
+        raise InputError(f"--effect_class={' '.join(arguments.effect_class)} needs --effect=portrait")
+    sharp = effects.class_ids(classes.names, arguments.effect_class) if arguments.effect else ()
+    if not 0 <= arguments.threshold <= 1:
+        raise InputError(f"--threshold={arguments.threshold}: expected a score from 0 to 1")
+    output = pathlib.Path(arguments.output)
+    if tasks.of(config) is instance:
+        if arguments.tile is not None:
+            raise InputError(f"--tile={arguments.tile} is of semantic models: objects would be cut at the tiles' edges")
+        image_ids, category_ids = outcomes.numbers(jobs, classes, arguments.annotations)
+        return outcomes.Objects(output, classes, image_ids, category_ids, arguments.threshold, sharp)
+    if arguments.annotations:
+        raise InputError(f"--annotations={arguments.annotations} is of instance models")
+    if len(classes) > 256:
+        raise InputError(f"{len(classes)} classes do not fit into a palette PNG, which holds 256")
+    return outcomes.ClassIds(output, classes, sharp)
+
+
 def _make_predict(
-    apply: Callable, variables: Variables, config: ConfigDict, batch_size: int, tile: int | None
-) -> Callable[[Sequence[HostArray]], list[HostArray]]:
-    """The function from images to class ids, of the canvas or of tiles."""
+    module: Any, variables: Variables, config: ConfigDict, batch_size: int, tile: int | None
+) -> Callable[[Sequence[HostArray]], list[Any]]:
+    """The function from images to objects, or to class ids, of the canvas or of tiles."""
+    apply = module.apply
+    if tasks.of(config) is instance:
+        return instance.make_predict(config, module, variables, batch_size, parallel.make_mesh())
     options = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std), "batch_size": batch_size}
     rows, columns = (tile, tile) if tile else config.data.size
     if tile is not None:
@@ -166,7 +203,7 @@ def _make_predict(
 def _run(
     jobs: Sequence[files.Job],
     batch_size: int,
-    predict: Callable[[Sequence[HostArray]], list[HostArray]],
+    predict: Callable[[Sequence[HostArray]], list[Any]],
     results: _Results,
 ) -> list[str]:
     """Reads, predicts and writes all; returns what is wrong with the files that could not be read."""
@@ -216,12 +253,12 @@ def _write_pages(results: _Results, model: str, jobs: Sequence[files.Job], skipp
             page = visualize.sheet(shown, columns=columns, classes=classes, title=title, cell_width=_CELL_WIDTH)
             visualize.save(output / files.SHEET, page)
         output.mkdir(parents=True, exist_ok=True)
-        text = files.index_page(f"{count}: {model}", done, skipped, classes)
+        text = files.index_page(f"{count}: {model}", done, skipped, classes, results.outcome.links)
         (output / files.INDEX).write_text(text, encoding="utf-8")
         classes.write(output / "classes.json")
     except OSError as error:
         raise InputError(f"cannot write to {output}: {error}") from error
-    print(f"wrote {count} to {output}: labels/, overlays/, {files.SHEET}, {files.INDEX}")
+    print(f"wrote {count} to {output}: {results.outcome.written}, {files.SHEET}, {files.INDEX}")
 
 
 def _warn(text: str) -> None:

@@ -191,7 +191,8 @@ def _categories(categories: Sequence[Mapping[str, Any]], file: pathlib.Path) -> 
     _check_ids(categories, "categories", file)
     categories = sorted(categories, key=lambda category: category["id"])
     try:
-        classes = Classes(tuple(category["name"] for category in categories))
+        names, ids = (tuple(category[key] for category in categories) for key in ("name", "id"))
+        classes = Classes(names, ids=ids)
     except InputError as error:
         raise InputError(f"{file}: categories: {error}") from error
     return np.array([category["id"] for category in categories], np.int64), classes

@@ -6,7 +6,7 @@ import html
 import os
 import pathlib
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,8 @@ from segjax.data.metadata import Classes
 from segjax.inference import visualize
 from segjax.types import HostArray, InputError
 
-LABELS, OVERLAYS, SHEET, INDEX = "labels", "overlays", "sheet.png", "index.html"
+LABELS, OVERLAYS, EFFECTS, SHEET, INDEX = "labels", "overlays", "effects", "sheet.png", "index.html"
+DETECTIONS = "detections.json"
 _PALETTE_SIZE = 256  # of a palette PNG
 
 
@@ -62,7 +63,7 @@ def find(inputs: Sequence[str], output: str | os.PathLike) -> list[Job]:
         taken.add(str(name).casefold())
         names.append(name.as_posix())
     real = {path.resolve() for path in sources}
-    for name in [f"{folder}/{name}" for folder in (LABELS, OVERLAYS) for name in names] + [SHEET, INDEX]:
+    for name in [f"{folder}/{name}" for folder in (LABELS, OVERLAYS, EFFECTS) for name in names] + [SHEET, INDEX]:
         if (output / name).resolve() in real:
             raise InputError(f"--output={output} would replace the input {output / name}: choose another folder")
     return [Job(path, name) for path, name in zip(sources, names, strict=True)]
@@ -88,24 +89,42 @@ def write(output: pathlib.Path, job: Job, image: HostArray, prediction: HostArra
     palette[: len(classes)] = classes.palette
     picture = visualize.overlay(image, prediction, classes.palette)
     try:
-        for folder in (LABELS, OVERLAYS):
-            (output / folder / job.name).parent.mkdir(parents=True, exist_ok=True)
+        (output / LABELS / job.name).parent.mkdir(parents=True, exist_ok=True)
         ids = Image.fromarray(prediction.astype(np.uint8))  # mode L, which a palette turns into P
         ids.putpalette(palette.tobytes())
         ids.save(output / LABELS / job.name, format="PNG")
-        visualize.save(output / OVERLAYS / job.name, visualize.with_legend(picture, prediction, classes))
     except OSError as error:
         raise InputError(f"cannot write the results of {job.source} to {output}: {error}") from error
+    write_picture(output, OVERLAYS, job, visualize.with_legend(picture, prediction, classes))
     return picture
 
 
-def index_page(title: str, jobs: Sequence[Job], skipped: Sequence[str], classes: Classes) -> str:
-    """A page of all overlays with links to the files, and the list of the files that could not be read."""
+def write_picture(output: pathlib.Path, folder: str, job: Job, picture: HostArray) -> None:
+    """Writes u8[H, W, 3] as the picture of a job in a folder of the results; InputError where that cannot be."""
+    try:
+        (output / folder / job.name).parent.mkdir(parents=True, exist_ok=True)
+        visualize.save(output / folder / job.name, picture)
+    except OSError as error:
+        raise InputError(f"cannot write the results of {job.source} to {output}: {error}") from error
+
+
+def index_page(
+    title: str, jobs: Sequence[Job], skipped: Sequence[str], classes: Classes, links: Mapping[str, str]
+) -> str:
+    """A page of all overlays with links to the files, and the list of the files that could not be read.
+
+    Args:
+        title: of the page.
+        jobs: that were predicted.
+        skipped: what is wrong with each file that was not.
+        classes: for the legend.
+        links: {what a person calls them: folder} of the other files of each job.
+    """
     chips = "".join(
         f'<span><i style="background:rgb({r},{g},{b})"></i>{html.escape(name)}</span>'
         for name, (r, g, b) in zip(classes.names, classes.palette.tolist(), strict=True)
     )
-    figures = "\n".join(_figure(job) for job in jobs)
+    figures = "\n".join(_figure(job, links) for job in jobs)
     missing = "".join(f"<li>{html.escape(text)}</li>" for text in skipped)
     failed = f"<h2>Not read: {len(skipped)}</h2><ul>{missing}</ul>" if skipped else ""
     return _PAGE.format(title=html.escape(title), chips=chips, figures=figures, failed=failed)
@@ -128,12 +147,13 @@ def _expand(text: str, output: pathlib.Path) -> Iterable[pathlib.Path]:
     return pictures
 
 
-def _figure(job: Job) -> str:
-    overlay, label = (urllib.parse.quote(f"{folder}/{job.name}") for folder in (OVERLAYS, LABELS))
+def _figure(job: Job, links: Mapping[str, str]) -> str:
+    overlay = urllib.parse.quote(f"{OVERLAYS}/{job.name}")
     name = html.escape(job.name.removesuffix(".png"))
+    others = [f'<a href="{urllib.parse.quote(f"{folder}/{job.name}")}">{text}</a>' for text, folder in links.items()]
     return (
         f'<figure><a href="{overlay}"><img loading="lazy" src="{overlay}" alt="{name}"></a>'
-        f'<figcaption>{name} <a href="{label}">class ids</a></figcaption></figure>'
+        f"<figcaption>{' '.join([name, *others])}</figcaption></figure>"
     )
 
 

@@ -224,20 +224,18 @@ def batch_detections(outputs: Mapping[str, Array], batch: Batch, **options: Any)
 
 
 def choose_canvas(image_size: tuple[int, int], sizes: Sequence[tuple[int, int]], fit: str) -> tuple[int, int]:
-    """The canvas an image goes onto: the one nearest in aspect, as in ``data.instances``.
+    """The canvas an image goes onto: that of ``fitted_instances.nearest_canvas``, as in ``data.instances``.
 
-    Under "crop", of those that hold it; where none does, its own size rounded up (``whole_image.bucket``) in each axis
-    in which the nearest is too small.
+    Under "crop", where none holds it, its own size rounded up (``whole_image.bucket``) in each axis in which the
+    nearest is too small.
 
     Args:
         image_size: (h, w).
         sizes: (H, W) of each canvas; of equals the first.
         fit: as ``data.canvas``.
     """
-    native = np.array([image_size])
-    holding = sizes if fit != "crop" else [size for size in sizes if (native <= size).all()]
-    nearest = nearest_canvas(image_size, holding or sizes)
-    return whole_image.canvas_size(tuple((holding or sizes)[nearest]), fit, native)
+    nearest = sizes[nearest_canvas(image_size, sizes, fit)]
+    return whole_image.canvas_size(tuple(nearest), fit, np.array([image_size]))
 
 
 def _groups(

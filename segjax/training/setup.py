@@ -144,8 +144,9 @@ def make_step(config: ConfigDict, classes: Classes) -> step.Step:
     """
     axis_name = DATA_AXIS if config.train.parallel == "pmap" else None
     options = check_config.loss_options(config.loss)
+    module = build_model(config, len(classes), axis_name)
     return step.make_train_step(
-        build_model(config, len(classes), axis_name).apply,
+        module.apply,
         losses.build(
             config.loss.name,
             num_classes=len(classes),
@@ -158,6 +159,7 @@ def make_step(config: ConfigDict, classes: Classes) -> step.Step:
         augment=tasks.of(config).augmentation(config, classes.ignore_label),
         accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay,
+        frozen=getattr(module, "frozen", None),
     )
 
 

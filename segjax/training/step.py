@@ -32,6 +32,7 @@ def make_train_step(
     augment: Callable[[Array, Batch, Array], Batch] | None = None,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    frozen: Callable[[PyTree], PyTree] | None = None,
 ) -> Step:
     """The pure training step.
 
@@ -50,6 +51,7 @@ def make_train_step(
       accumulate: microbatches per step, n >= 1.
       ema_decay: d in ema <- d' ema + (1 - d') (params, batch_stats) with d' = min(d, (1 + t) / (10 + t)), so that a
         short run forgets its random start; 0: no average.
+      frozen: params -> {path: bool}, True for leaves that stay as they are, weight decay or not; None: no leaf.
     Returns:
       step(state, batch) -> (state, metrics): "loss", each term, "grad_norm" (before clipping), "finite" bool,
       "grad_squares" f32[leaves of params] (sum of squares per leaf, in the order of jax.tree.leaves).
@@ -78,7 +80,7 @@ def make_train_step(
         squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)])
         total, norm = sum(terms.values()), jnp.sqrt(squares.sum())
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        new = _updated(state, grads, batch_stats, tx, ema_decay)
+        new = _updated(state, grads, batch_stats, tx, ema_decay, frozen)
         new = jax.tree.map(lambda n, o: jnp.where(finite & (_is_count(n) | (weight > 0)), n, o), new, state)
         new = new.replace(step=state.step + finite.astype(state.step.dtype))
         return new, {**terms, "loss": total, "grad_norm": norm, "finite": finite, "grad_squares": squares}
@@ -92,9 +94,16 @@ def _is_count(leaf: Array) -> bool:
 
 
 def _updated(
-    state: TrainState, grads: PyTree, batch_stats: PyTree, tx: optax.GradientTransformation, ema_decay: float
+    state: TrainState,
+    grads: PyTree,
+    batch_stats: PyTree,
+    tx: optax.GradientTransformation,
+    ema_decay: float,
+    frozen: Callable[[PyTree], PyTree] | None,
 ) -> TrainState:
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    if frozen is not None:
+        updates = jax.tree.map(lambda fixed, u: jnp.zeros_like(u) if fixed else u, frozen(state.params), updates)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema_decay:

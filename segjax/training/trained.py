@@ -50,7 +50,7 @@ def restore(
     which: str | int,
     ema: bool,
     warn: Callable[[str], None],
-) -> tuple[Callable[..., Any], Variables, int]:
+) -> tuple[Any, Variables, int]:
     """The model of a checkpoint.
 
     Args:
@@ -62,7 +62,7 @@ def restore(
         warn: called with one line for each damaged checkpoint that was passed over.
 
     Returns:
-        (apply, its variables on the host, the step of the checkpoint).
+        (the module, its variables on the host, the step of the checkpoint).
 
     Raises:
         InputError: no such checkpoint, no moving average in it, or variables of another model than the config's.
@@ -73,7 +73,7 @@ def restore(
     variables, step = checkpoint.restore_variables(
         pathlib.Path(workdir) / CHECKPOINTS, which, ema=ema, expected=dict(expected), warn=warn
     )
-    return module.apply, variables, step
+    return module, variables, step
 
 
 def start_devices(workdir: str | os.PathLike, cache: str | None) -> None:

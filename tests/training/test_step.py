@@ -179,3 +179,19 @@ def test_the_loss_goes_down():
         now, metrics = run(now, DATA)
         losses_seen.append(float(metrics["loss"]))
     assert losses_seen[-1] < 0.6 < 1.2 < losses_seen[0]  # log 4 = 1.39 is guessing
+
+
+def test_frozen_leaves_stay_though_weights_decay():
+    def apply(variables, image, **options):
+        return {"logits": image * variables["params"]["free"] * variables["params"]["fixed"]}, {}
+
+    def loss(outputs, batch):
+        return {"sum": (outputs["logits"].sum(), jnp.float32(1.0))}
+
+    tx = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1))
+    params = {"fixed": jnp.full((1, 2), 3.0), "free": jnp.full((1, 2), 3.0)}
+    run = step.make_train_step(apply, loss, tx, frozen=lambda params: {"fixed": True, "free": False})
+    first = state.create({"params": params}, tx, key=jax.random.key(0))
+    after, _ = run(first, {"image": jnp.ones((1, 2))})
+    np.testing.assert_array_equal(after.params["fixed"], params["fixed"])
+    np.testing.assert_allclose(after.params["free"], 3.0 - 0.1 * (3.0 + 0.5 * 3.0), rtol=1e-6)
