@@ -40,8 +40,7 @@ def conv(
         ValueError: ranks or channels that do not fit, a geometry argument out of range, a kernel larger than x.
 
     Differentiable in reverse mode, any number of times (`jax.grad`, `jax.vjp`, `jax.jacrev`). Forward mode
-    (`jax.jvp`, `jax.jacfwd`) and `jax.linear_transpose` are refused for depthwise, grouped and 1x1 kernels and for
-    those that the stride divides, whose gradients have forms of their own.
+    (`jax.jvp`, `jax.jacfwd`) and `jax.linear_transpose` are refused: the gradients have forms of their own.
 
     Source:
         Dumoulin & Visin 2016, https://arxiv.org/abs/1603.07285.

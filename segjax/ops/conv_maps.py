@@ -11,17 +11,17 @@ The derivatives of each of the three are the other two. Stated so, gradients of 
 zeros between pixels: XLA's own gradient of a dilated convolution's kernel took 1.9 s on two cores where this took 24 ms
 (4x30x30x128, 4x4 taps, stride 2).
 
-On a CPU the geometries that XLA is slow at take other forms; elsewhere all are XLA's. Dense convolutions that have no
-form of their own are left to XLA with their gradients, forward mode included.
+On a CPU the geometries that XLA is slow at take other forms (`cpu_forms`); elsewhere all are XLA's.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from segjax.ops import blocked, tap_products
+from segjax.ops import cpu_forms
 from segjax.ops.depthwise import depthwise
 from segjax.ops.geometry import Geometry
 from segjax.ops.transpose_methods import by_fractional_stride, by_matrix, by_stamping, by_subpixels
@@ -47,9 +47,7 @@ def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
         return depthwise(x, kernel, geometry.stride, geometry.pads, geometry.dilation)
     if _is_pointwise(geometry):
         return _pointwise(x[:, :: geometry.stride[0], :: geometry.stride[1]], kernel[0, 0])
-    if geometry.groups > 1 or blocked.divides(geometry):
-        return _convolve(x, kernel, geometry)
-    return _lax_convolve(x, kernel, geometry)
+    return _convolve(x, kernel, geometry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -90,10 +88,8 @@ def kernel_gradient(x: Array, y: Array, geometry: Geometry) -> Array:
     shape = (*geometry.window, x.shape[3] // geometry.groups, y.shape[3])
     if _is_depthwise(shape, geometry) or _is_pointwise(geometry):  # these have gradients of their own
         return jax.vjp(lambda kernel: convolve(x, kernel, geometry), jnp.zeros(shape, x.dtype))[1](y)[0]
-    if blocked.divides(geometry):
-        return _on_cpu(blocked.kernel_gradient, _lax_kernel_gradient, geometry)(x, y)
-    if tap_products.suits(geometry):
-        return _on_cpu(tap_products.kernel_gradient, _lax_kernel_gradient, geometry)(x, y)
+    if form := cpu_forms.kernel_gradient(math.prod(y.shape[:3]), shape, geometry):
+        return _on_cpu(form, _lax_kernel_gradient, geometry)(x, y)
     by_groups = geometry.groups <= _MOST_GROUPS if shape[2] > 1 else shape[3] > geometry.groups
     if geometry.groups > 1 and by_groups:
         return _on_cpu(_kernel_gradient_by_groups, _lax_kernel_gradient, geometry)(x, y)
@@ -102,8 +98,8 @@ def kernel_gradient(x: Array, y: Array, geometry: Geometry) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    if blocked.divides(geometry):
-        return _on_cpu(blocked.convolve, _lax_convolve, geometry)(x, kernel)
+    if form := cpu_forms.convolve(x.shape[0] * math.prod(geometry.output), kernel.shape, geometry):
+        return _on_cpu(form, _lax_convolve, geometry)(x, kernel)
     return _lax_convolve(x, kernel, geometry)
 
 
@@ -192,11 +188,9 @@ def _fastest(y: Array, kernel: Array, geometry: Geometry) -> Array:
     if _is_depthwise(kernel.shape, geometry):  # its gradient has forms of its own
         shape = (y.shape[0], *geometry.input, kernel.shape[3])
         return jax.vjp(lambda x: convolve(x, kernel, geometry), jnp.zeros(shape, y.dtype))[1](y)[0]
-    if geometry.stride == (1, 1):
-        return by_fractional_stride(y, kernel, geometry)
-    if not blocked.divides(geometry) and tap_products.suits(geometry):
-        return _on_cpu(tap_products.transpose, by_fractional_stride, geometry)(y, kernel)
-    return _on_cpu(by_subpixels, by_fractional_stride, geometry)(y, kernel)
+    if form := cpu_forms.transpose(math.prod(y.shape[:3]), kernel.shape, geometry):
+        return _on_cpu(form, by_fractional_stride, geometry)(y, kernel)
+    return by_fractional_stride(y, kernel, geometry)
 
 
 def _on_cpu(cpu: Callable, default: Callable, geometry: Geometry) -> Callable:
