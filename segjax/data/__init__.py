@@ -19,7 +19,7 @@ from segjax.types import InputError
 
 # Keys of config.data that say how batches are made or which split is read: no set's own options.
 PIPELINE_KEYS = ("name", "split", "train_split", "size", "fit", "cache", "workers", "worker_mode", "verify")
-INSTANCE_KEYS = ("max_instances", "mask_size")  # the pipeline's, of sets of instances
+INSTANCE_KEYS = ("sizes", "max_instances", "mask_size")  # the pipeline's, of sets of instances
 
 
 def names() -> list[str]:
