@@ -13,6 +13,7 @@ from segjax.ops.rounding import quotient, rounded
 from segjax.types import Array
 
 _AT_ONCE = 8  # whole-image masks that are in memory at a time
+_MOST_SAMPLES = 1024  # of a bin per axis, lest a box gone astray take for ever
 
 
 def mask_targets(masks: Array, boxes: Array, index: Array, *, size: int = 28, binary: bool = False) -> Array:
@@ -127,7 +128,7 @@ def _sample_matrix(
     """
     start = start[:, None] - (0.5 if aligned else 0.0)
     side = quotient(side if aligned else jnp.maximum(side, 1), bins)[:, None]
-    number = jnp.ceil(side)
+    number = jnp.clip(jnp.ceil(side), 0, _MOST_SAMPLES)
     i, pixel = jnp.arange(bins, dtype=jnp.float32)[None], jnp.arange(pixels, dtype=jnp.float32)[None, None]
 
     def add(s, matrix):
@@ -139,7 +140,7 @@ def _sample_matrix(
         hat = jnp.maximum(1 - jnp.abs(place(p)[..., None] - pixel), 0)
         return matrix + jnp.where(counts[..., None], hat / number[..., None], 0)
 
-    most = jnp.max(number).astype(jnp.int32)
+    most = jnp.max(jnp.where(number > 0, number, 0)).astype(jnp.int32)  # a box that is NaN has no samples
     return jax.lax.fori_loop(0, most, add, jnp.zeros((len(start), bins, pixels), jnp.float32))
 
 

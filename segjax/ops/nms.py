@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from segjax.ops.boxes import overlap
 from segjax.types import Array
 
+_TILE = 256  # boxes
+
 
 def nms(
     boxes: Array, scores: Array, *, iou_threshold: float, max_outputs: int, valid: Array | None = None
@@ -73,23 +75,58 @@ def _select(boxes, scores, classes, iou_threshold, max_outputs, valid):
     if n == 0 or max_outputs == 0:
         return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
     boxes, scores = jax.lax.stop_gradient((jnp.asarray(boxes), jnp.asarray(scores)))
-    order = jnp.argsort(scores, descending=True, stable=True)
-    boxes = boxes[order]
-    corners = tuple(boxes[:, i] for i in range(4))
-    above = overlap([c[:, None] for c in corners], [c[None, :] for c in corners]) > iou_threshold
+    valid = jnp.ones(n, bool) if valid is None else jnp.asarray(valid, bool)
+    place = jnp.arange(n, dtype=jnp.int32)
+    order = jax.lax.sort((~valid, ~jnp.isnan(scores), -scores, place), num_keys=3, is_stable=True)[-1]
+    tile = min(_TILE, n)
+    order = jnp.pad(order, (0, -n % tile))
+    columns = [*(boxes[:, i][order] for i in range(4)), order]
     if classes is not None:
-        classes = jnp.asarray(classes)[order]
-        above &= classes[:, None] == classes[None, :]
-    place = jnp.arange(n)
-    above &= place[None, :] < place[:, None]
-    alive = jnp.ones(n, bool) if valid is None else jnp.asarray(valid)[order]
-    keep = _fixpoint(above, alive)
-    kept = jnp.nonzero(keep, size=max_outputs, fill_value=n)[0]
-    found = kept < n
-    return jnp.where(found, order[jnp.minimum(kept, n - 1)], 0).astype(jnp.int32), found
+        columns.append(jnp.asarray(classes)[order])
+    return _greedy(columns, jnp.sum(valid), iou_threshold, max_outputs, tile)
 
 
-def _fixpoint(above, alive):
+def _greedy(columns, number, iou_threshold, most, tile):
+    """Tiles from the best score down, until `number` boxes have been seen or `most` are kept.
+
+    Columns are x0, y0, x1, y1, index and perhaps class, best first. Kept boxes are written one after another; a tile
+    is compared with those kept before, a tile of them at a time, and then settled by itself.
+    """
+
+    def above(a, b):
+        over = overlap([c[:, None] for c in a[:4]], [c[None, :] for c in b[:4]]) > iou_threshold
+        return over & (a[5][:, None] == b[5][None, :]) if len(a) > 5 else over
+
+    def at(arrays, start):
+        return [jax.lax.dynamic_slice_in_dim(c, start, tile) for c in arrays]
+
+    def step(state):
+        k, count, kept = state
+        mine = at(columns, k * tile)
+
+        def against(block, alive):
+            there = block * tile + place < count
+            return alive & ~jnp.any(above(mine, at(kept, block * tile)) & there[None, :], axis=1)
+
+        alive = jax.lax.fori_loop(0, (count + tile - 1) // tile, against, k * tile + place < number)
+        keep = _settled(above(mine, mine) & (place[None, :] < place[:, None]), alive)
+        first = jnp.argsort(~keep, stable=True)
+        kept = [jax.lax.dynamic_update_slice_in_dim(c, m[first], count, 0) for c, m in zip(kept, mine, strict=True)]
+        return k + 1, count + jnp.sum(keep, dtype=jnp.int32), kept
+
+    def unfinished(state):
+        return (state[0] * tile < number) & (state[1] < most)
+
+    place = jnp.arange(tile, dtype=jnp.int32)
+    # Room for whole tiles: the last one may be written from any place below `most` on, and is read in blocks.
+    room = -(-most // tile) * tile + tile
+    kept = [jnp.zeros(room, c.dtype) for c in columns]
+    _, count, kept = jax.lax.while_loop(unfinished, step, (jnp.int32(0), jnp.int32(0), kept))
+    found = jnp.arange(most) < count
+    return jnp.where(found, kept[4][:most], 0), found
+
+
+def _settled(above, alive):
     """keep[i] = alive[i] and no j < i with keep[j] and above[i, j]: after k rounds the first k are right."""
 
     def step(state):

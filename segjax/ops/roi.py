@@ -5,6 +5,7 @@ its row and two of its column. Each bin thus reads `2 samples` rows times `2 sam
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from segjax.ops.geometry import per_axis
 from segjax.ops.rounding import quotient, rounded
 from segjax.types import Array
 
-_UNROLLED = 4  # rows of taps up to which every tap is a term of one sum
+_UNROLLED = 4  # taps of an axis up to which every pair is a term of one sum
 
 
 def roi_align(
@@ -131,7 +132,7 @@ def axis_samples(
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
-) -> list[tuple[Array, Array]]:
+) -> list[tuple[Array, Array, Array]]:
     """Where the samples of each bin read, per axis.
 
     Args:
@@ -144,8 +145,8 @@ def axis_samples(
         aligned: as in `roi_align`.
 
     Returns:
-        for rows, then for columns, (index i32[R, n, 2 s], weight f32[R, n, 2 s]): bin i's mean over the samples of that
-        axis is the sum of weight times pixel at index.
+        for rows, then for columns, (index i32[R, n, 2 s], weight f32[R, n, 2 s], i32): bin i's mean over the samples of
+        that axis is the sum of weight times pixel at index; all weights are 0 from the number in the third place on.
     """
     starts, sides = _starts_and_sides(boxes, jnp, spatial_scale, aligned)
     taps = []
@@ -160,13 +161,15 @@ def axis_samples(
         low = jnp.minimum(place.astype(jnp.int32), pixels - 1)
         fraction = place - low
         weight = jnp.where(counts, 1 / jnp.maximum(number, 1), 0)
-        index = jnp.concatenate([low, jnp.minimum(low + 1, pixels - 1)], axis=-1)
-        taps.append((index, jnp.concatenate([weight * (1 - fraction), weight * fraction], axis=-1)))
+        both = ((low, jnp.minimum(low + 1, pixels - 1)), (weight * (1 - fraction), weight * fraction))
+        index, weight = (jnp.stack(pair, axis=-1).reshape(*low.shape[:2], 2 * most) for pair in both)
+        taps.append((index, weight, 2 * jnp.max(jnp.where(number > 0, number, 0), initial=0).astype(jnp.int32)))
     return taps
 
 
 @jax.custom_vjp
 def _align(features, batch_index, taps):
+    """The linear map whose transpose is `_spread`."""
     flat = features.reshape(-1, features.shape[3])
     dtype = jnp.promote_types(features.dtype, jnp.float32)
 
@@ -174,22 +177,35 @@ def _align(features, batch_index, taps):
         index, weight = _tap(features.shape, batch_index, taps, a, b)
         return weight.astype(dtype)[..., None] * jnp.take(flat, index, axis=0, mode="clip").astype(dtype)
 
-    rows, columns = (index.shape[2] for index, _ in taps)
-    if max(rows, columns) <= _UNROLLED:
-        return functools.reduce(jnp.add, (term(a, b) for a in range(rows) for b in range(columns)))
-    shape = (*taps[0][0].shape[:2], taps[1][0].shape[1], features.shape[3])
-    body = lambda k, y: y + term(k // columns, k % columns)
-    return jax.lax.fori_loop(0, rows * columns, body, jnp.zeros(shape, dtype))
+    (rows, _, used_rows), (columns, _, used_columns) = taps
+    if max(rows.shape[2], columns.shape[2]) <= _UNROLLED:
+        pairs = itertools.product(range(rows.shape[2]), range(columns.shape[2]))
+        return functools.reduce(jnp.add, (term(a, b) for a, b in pairs))
+    body = lambda k, y: y + term(k // jnp.maximum(used_columns, 1), k % jnp.maximum(used_columns, 1))
+    start = jnp.zeros((*rows.shape[:2], columns.shape[1], features.shape[3]), dtype)
+    return jax.lax.fori_loop(0, used_rows * used_columns, body, start)
 
 
 def _tap(shape, batch_index, taps, a, b):
     """Flat index and weight of tap (a, b) of every bin, each [R, h, w]."""
     (row, row_weight), (column, column_weight) = (
-        tuple(jax.lax.dynamic_index_in_dim(z, k, axis=2, keepdims=False) for z in pair)
-        for k, pair in zip((a, b), taps, strict=True)
+        tuple(jax.lax.dynamic_index_in_dim(z, k, axis=2, keepdims=False) for z in axis[:2])
+        for k, axis in zip((a, b), taps, strict=True)
     )
     index = (batch_index[:, None] * shape[1] + row)[:, :, None] * shape[2] + column[:, None, :]
     return index, row_weight[:, :, None] * column_weight[:, None, :]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _spread(g, batch_index, taps, shape):
+    (_, _, used_rows), (_, _, used_columns) = taps
+
+    def body(k, flat):
+        index, weight = _tap(shape, batch_index, taps, k // used_columns, k % used_columns)
+        return flat.at[index].add(weight.astype(g.dtype)[..., None] * g, mode="drop")
+
+    flat = jnp.zeros((shape[0] * shape[1] * shape[2], shape[3]), g.dtype)
+    return jax.lax.fori_loop(0, used_rows * used_columns, body, flat).reshape(shape)
 
 
 def _align_forward(features, batch_index, taps):
@@ -198,16 +214,16 @@ def _align_forward(features, batch_index, taps):
 
 def _align_backward(saved, g):
     like, batch_index, taps = saved
-    shape = like.shape[1:]
-    rows, columns = (index.shape[2] for index, _ in taps)
+    return _spread(g, batch_index, taps, like.shape[1:]).astype(like.dtype), None, None
 
-    def body(k, flat):
-        index, weight = _tap(shape, batch_index, taps, k // columns, k % columns)
-        return flat.at[index].add(weight[..., None] * g, mode="drop")
 
-    flat = jnp.zeros((shape[0] * shape[1] * shape[2], shape[3]), g.dtype)
-    flat = jax.lax.fori_loop(0, rows * columns, body, flat)
-    return flat.reshape(shape).astype(like.dtype), None, None
+def _spread_forward(g, batch_index, taps, shape):
+    return _spread(g, batch_index, taps, shape), (batch_index, taps)
+
+
+def _spread_backward(shape, saved, g):
+    return _align(g, *saved), None, None
 
 
 _align.defvjp(_align_forward, _align_backward)
+_spread.defvjp(_spread_forward, _spread_backward)

@@ -105,6 +105,16 @@ def test_targets_of_nothing():
     assert np.isfinite(empty).all() and not empty.any()
 
 
+def test_boxes_gone_astray_end():
+    boxes = jnp.array([[jnp.nan] * 4, [-1e30, -1e30, 1e30, 1e30], [-jnp.inf, 0, jnp.inf, 5], [2, 2, 8, 8]])
+    crops, index = jnp.full((1, 8, 8), 255, jnp.uint8), jnp.zeros(4, int)
+    for binary in (False, True):
+        whole = ops.mask_targets(jnp.ones((1, 9, 9)), boxes, index, binary=binary)
+        compact = ops.crop_mask_targets(crops, jnp.array([[0.0, 0, 9, 9]]), boxes, index, binary=binary)
+        np.testing.assert_allclose(whole[3], 1, atol=1e-5)
+        np.testing.assert_allclose(compact[3], 1, atol=1e-5)
+
+
 def test_targets_under_vmap_and_without_gradient():
     masks, truth = discs(4, (40, 50))
     masks, truth = masks.reshape(2, 2, 40, 50), truth.reshape(2, 2, 4)

@@ -135,6 +135,27 @@ def test_adaptive_under_jit_needs_a_bound():
     np.testing.assert_allclose(few, align(x, boxes, index, sampling_ratio=2), atol=1e-6)
 
 
+def test_numbers_of_samples_are_exact():
+    """35 pixels in 7 bins are 5 samples each, not 6: a product with the rounded 1 / 7 would be above 5."""
+    x = RNG.standard_normal((1, 5, 160, 1)).astype(np.float32)
+    sides = np.arange(7, 148, 7)
+    boxes = np.stack([0 * sides, 0 * sides, sides, 0 * sides + 4], axis=1).astype(np.float32)
+    options = {"output_size": (1, 7), "spatial_scale": 1.0, "aligned": True}
+    align = jax.jit(functools.partial(ops.roi_align, max_sampling=22, sampling_ratio=0, **options))
+    got = align(x, boxes, np.zeros(len(sides), int))
+    expected = aligned_loop(x, boxes, np.zeros(len(sides), int), sampling_ratio=0, **options)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_a_box_that_is_nan_leaves_the_others_alone():
+    x = RNG.standard_normal((1, 9, 9, 1)).astype(np.float32)
+    boxes, index = np.array([[1, 1, 8, 8], [np.nan] * 4], np.float32), np.zeros(2, int)
+    for sampling_ratio in (0, 2):
+        options = {"output_size": 2, "spatial_scale": 1.0, "sampling_ratio": sampling_ratio, "aligned": True}
+        align = jax.jit(functools.partial(ops.roi_align, max_sampling=4, **options))
+        np.testing.assert_allclose(align(x, boxes, index)[:1], align(x, boxes[:1], index[:1]), atol=1e-6)
+
+
 @pytest.mark.parametrize("sampling_ratio", [2, 0])
 def test_no_boxes(sampling_ratio):
     options = {"output_size": (3, 2), "spatial_scale": 0.5, "sampling_ratio": sampling_ratio, "aligned": False}
