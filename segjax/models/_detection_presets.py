@@ -20,8 +20,9 @@ corner is rounded. Its samples are 2 x 2 per bin for every box, since adaptive o
 that may occur. Batch norm is live and no stage frozen, as from random weights; on pretrained ones set
 ``backbone_norm="frozen"``, ``frozen_stages=2``.
 
-"detectron2" takes as many samples per bin as its pixels, ceil(side / bins), up to ``max_sampling`` = 8: enough for any
-box that is at most 56 pixels of its map wide and high, which holds up to a ratio of sides of 4 by the rule of levels.
+"detectron2" takes as many samples per bin as its pixels, ceil(side / bins), up to ``max_sampling`` = 48: enough for
+every box of an image of 1333 pixels, which is at most 334 pixels of its map wide or high. Only the samples that the
+batch's boxes need are computed; the bound costs memory for their places alone.
 
 Sources: torchvision/models/detection (0.29), detectron2/config/defaults.py and configs/Base-RCNN-FPN.yaml,
 Base-RCNN-C4.yaml; Wu et al. 2019, https://github.com/facebookresearch/detectron2.
@@ -248,7 +249,7 @@ class Options(layers.Network):
     pool_scales: str | None = None
     aligned: bool | None = None
     sampling_ratio: int | None = None
-    max_sampling: int = 8
+    max_sampling: int = 48
     score_threshold: float = 0.05
     detections: int = 100
     smooth_l1_beta: float | None = None

@@ -64,7 +64,7 @@ def roi_align_levels(
     for number, (x, scale) in enumerate(zip(features, spatial_scales, strict=True)):
         images, height, width, channels = x.shape
         found = axis_samples(boxes, (height, width), out, samples, scale, sampling_ratio, aligned)
-        (row, row_weight), (column, column_weight) = found
+        (row, row_weight, _), (column, column_weight, _) = found
         start = (first + batch_index * (height * width))[:, None, None]
         # Everything strung together is one image with a single column: pixel = start + row width + column.
         taps = start + row * width, row_weight, column, column_weight
@@ -73,5 +73,11 @@ def roi_align_levels(
         first += images * height * width
     row, row_weight, column, column_weight = chosen
     flat = jnp.concatenate([x.reshape(-1, x.shape[3]) for x in features])[None, :, None]
-    pooled = _align(flat, jnp.zeros_like(batch_index), [(row, row_weight), (column, column_weight)])
-    return pooled.astype(flat.dtype)
+    taps = [(row, row_weight, _used(row_weight)), (column, column_weight, _used(column_weight))]
+    return _align(flat, jnp.zeros_like(batch_index), taps).astype(flat.dtype)
+
+
+def _used(weight: Array) -> Array:
+    """i32: from which tap on all weights [R, n, t] are 0."""
+    tap = jnp.arange(1, weight.shape[2] + 1, dtype=jnp.int32)
+    return jnp.max(jnp.where(jnp.any(weight != 0, axis=(0, 1)), tap, 0), initial=0)
