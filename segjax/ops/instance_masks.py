@@ -132,7 +132,7 @@ def _sample_matrix(
     i, pixel = jnp.arange(bins, dtype=jnp.float32)[None], jnp.arange(pixels, dtype=jnp.float32)[None, None]
 
     def add(s, matrix):
-        p = start + i * side + (s + 0.5) * side / number
+        p = start + rounded(i * side) + (s + 0.5) * side / number
         counts = s < number
         if limit is not None:
             counts &= (p >= -1) & (p <= limit)

@@ -152,10 +152,11 @@ def axis_samples(
     taps = []
     for start, side, pixels, n, most in zip(starts, sides, size, out, samples, strict=True):
         bin_side = quotient(side, n)[:, None, None]
-        number = jnp.full_like(bin_side, sampling_ratio) if sampling_ratio > 0 else jnp.ceil(bin_side)
+        # Both rules of the border are steps: places are computed in the order, and with the rounding, of the source.
+        number = jnp.where(bin_side == bin_side, sampling_ratio, 1) if sampling_ratio > 0 else jnp.ceil(bin_side)
         number = jnp.minimum(number, most)
         i, s = jnp.arange(n, dtype=jnp.float32), jnp.arange(most, dtype=jnp.float32)
-        place = start[:, None, None] + i[None, :, None] * bin_side + (s + 0.5)[None, None] * bin_side / number
+        place = start[:, None, None] + rounded(i[None, :, None] * bin_side) + (s + 0.5)[None, None] * bin_side / number
         counts = (s[None, None] < number) & (place >= -1) & (place <= pixels)
         place = jnp.clip(jnp.where(counts, place, 0), 0, pixels - 1)
         low = jnp.minimum(place.astype(jnp.int32), pixels - 1)

@@ -12,9 +12,9 @@ def rounded(x: Array) -> Array:
         x: floating, any shape.
 
     Returns:
-        x; 0 where it is NaN.
+        x.
     """
-    return jnp.where(x == x, x, 0)
+    return jnp.where(x == x, x, -x)  # with a constant for NaN, LLVM would move the sum into both branches
 
 
 def quotient(x: Array, divisor: float) -> Array:

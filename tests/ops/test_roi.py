@@ -49,11 +49,11 @@ def odd_boxes(n, rng, size=40.0):
     corners = rng.uniform(-0.2 * size, 1.2 * size, (n, 2, 2))
     boxes = np.concatenate([corners.min(1), corners.max(1)], axis=1)
     boxes[0] = [30.2, 28.1, 10.3, 5.7]
-    special = [[5.3, 6.1, 5.3, 20.2], [7.1, 7.2, 7.3, 7.4], [300, 300, 320, 330], [-60, -50, 90, 88]]
+    special = [[5.3, 6.1, 5.3, 20.2], [7.1, 7.2, 7.3, 7.4], [300, 300, 320, 330], [-14, -11, 48, 45]]
     return np.concatenate([boxes, special]).astype(np.float32)
 
 
-@settings(max_examples=15, derandomize=True, deadline=None)
+@settings(max_examples=10, derandomize=True, deadline=None)
 @given(
     out=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     size=st.tuples(st.integers(1, 13), st.integers(1, 13)),
@@ -145,6 +145,20 @@ def test_numbers_of_samples_are_exact():
     got = align(x, boxes, np.zeros(len(sides), int))
     expected = aligned_loop(x, boxes, np.zeros(len(sides), int), sampling_ratio=0, **options)
     np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_a_sample_on_the_border_counts_as_in_the_source():
+    """A row of samples at 7.5 + 10.5 / 3, rounded step by step, is just above 11 rows: it is outside and reads 0."""
+    x = np.ones((1, 11, 17, 1), np.float32)
+    box = np.array([[15, 24, 32, 52]], np.float32)
+    options = {"output_size": 28, "spatial_scale": 1 / 3, "sampling_ratio": 0, "aligned": True}
+    f = np.float32
+    start, end = box[0, 1::2] * f(1 / 3) - f(0.5)
+    bins = (end - start) / f(28)
+    place = (start + np.arange(28, dtype=np.float32) * bins) + f(0.5) * bins / np.ceil(bins)
+    got = np.asarray(ops.roi_align(x, box, np.zeros(1, int), **options))[0, :, 0, 0]
+    assert place[10] > 11 > 10.9999 and place[10] < 11.00001
+    np.testing.assert_array_equal(got == 0, place > 11)
 
 
 def test_a_box_that_is_nan_leaves_the_others_alone():
