@@ -60,6 +60,7 @@ class MobileNetV2(nn.Module):
         width: a factor of every channel count, rounded to multiples of 8; the last map keeps 1280 below 1.
         dilate_first_block: see ``backbones.geometry``.
         axis_name: pmap's axis, for batch norm.
+        head: the last 1x1 convolution; without it "out" is the map it reads, as in timm's feature extractors.
 
     Source: Sandler et al. 2018, table 2, https://arxiv.org/abs/1801.04381.
     """
@@ -68,6 +69,7 @@ class MobileNetV2(nn.Module):
     width: float = 1.0
     dilate_first_block: bool = False
     axis_name: str | None = None
+    head: bool = True
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool) -> dict[str, Array]:
@@ -94,7 +96,7 @@ class MobileNetV2(nn.Module):
             reached *= stride
             if number < LAST_STAGE:
                 features[f"stride_{reached}"] = x
-        features["out"] = conv(channels(1280 * max(1.0, self.width)), name="head")(x, train=train)
+        features["out"] = conv(channels(1280 * max(1.0, self.width)), name="head")(x, train=train) if self.head else x
         return features
 
 

@@ -27,3 +27,12 @@ def find(backbone: str, source: str) -> Body:
     if backbone.startswith("xception") and source == "timm":
         return xception.BODY
     raise InputError(f"{source} has no {backbone!r}: expected a resnet, a vgg or mobilenet_v2")
+
+
+def features(backbone: str) -> Body:
+    """Returns the names of a backbone's tensors in timm's ``features_only`` form, which flattens some; as ``find``."""
+    if backbone.startswith("xception"):
+        return xception.FEATURES
+    if backbone.startswith("vgg"):
+        return vgg.features(backbone)
+    return find(backbone, "timm")

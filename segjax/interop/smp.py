@@ -9,15 +9,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from segjax import backbones, layers, models
-from segjax.interop import bodies, preprocessing, xception
+from segjax.interop import bodies, preprocessing
 from segjax.interop.source import Body, Options, Shapes, Source, agreed, axis_length
 from segjax.interop.tensors import Rules, under
 from segjax.types import InputError
 
-HEAD = ((r"head", "segmentation_head.0"),)
+HEAD = ((r"head", "segmentation_head.0"), (r"image/score", "classification_head.3", "linear"))
 UNET = (
     *((rf"decoder{n + 1}/conv(\d)/conv", rf"decoder.blocks.{n}.conv\1.0") for n in range(5)),
     *((rf"decoder{n + 1}/conv(\d)/norm", rf"decoder.blocks.{n}.conv\1.1") for n in range(5)),
+    *((rf"decoder{n + 1}/attention(\d)/reduce", rf"decoder.blocks.{n}.attention\1.attention.cSE.1") for n in range(5)),
+    *((rf"decoder{n + 1}/attention(\d)/expand", rf"decoder.blocks.{n}.attention\1.attention.cSE.3") for n in range(5)),
+    *((rf"decoder{n + 1}/attention(\d)/pixel", rf"decoder.blocks.{n}.attention\1.attention.sSE.0") for n in range(5)),
     *((f"center/conv{n + 1}/conv", f"decoder.center.{n}.0") for n in range(2)),  # with a VGG
     *((f"center/conv{n + 1}/norm", f"decoder.center.{n}.1") for n in range(2)),
 )
@@ -77,19 +80,23 @@ def encoder(name: str) -> Encoder:
     """
     own = name.removeprefix("tu-")
     backbones.find(own)
-    if name != own and own.startswith("xception"):
-        return Encoder(own, "encoder.model.", xception.FEATURES, False)
-    if name != own and own.startswith("resnet"):
-        return Encoder(own, "encoder.model.", bodies.find(own, "timm"), False)
+    if name != own and own.startswith(("resnet", "vgg", "xception")):
+        return Encoder(own, "encoder.model.", bodies.features(own), False)
     if name != own or own.startswith("xception"):
         raise InputError(
-            f"encoder_name={name!r} of smp is not a backbone here: of timm's (tu-) resnets, xception41 ..."
+            f"encoder_name={name!r} of smp is not a backbone here: of timm's (tu-) resnets, VGGs, xception41 ..."
         )
     return Encoder(own, "encoder.", bodies.find(own, "smp"), True)
 
 
 def _common(
-    model: str, shapes: Shapes, encoder_name: str, in_channels: int | None, classes: int | None, **fixed: Any
+    model: str,
+    shapes: Shapes,
+    encoder_name: str,
+    in_channels: int | None,
+    classes: int | None,
+    aux_params: Options | None,
+    **fixed: Any,
 ) -> dict[str, Any]:
     """The options that every model has: those of ours, once smp's are checked; ``fixed`` is (given, built)."""
     for name, (given, built) in fixed.items():
@@ -98,7 +105,20 @@ def _common(
     found = encoder(encoder_name)
     agreed("in_channels", in_channels, axis_length(shapes, f"{found.prefix}{found.body.first}.weight", 1))
     count = agreed("classes", classes, axis_length(shapes, f"{HEAD[0][1]}.weight"))
-    return {"backbone": found.backbone, "num_classes": count}
+    return {"backbone": found.backbone, "num_classes": count, **_image_head(model, shapes, aux_params or {})}
+
+
+def _image_head(model: str, shapes: Shapes, given: Options) -> dict[str, Any]:
+    """Our options of smp's classification head; what ``aux_params`` leaves out is smp's default."""
+    name = f"{HEAD[1][1]}.weight"
+    if name not in shapes and not given:
+        return {}
+    known = {"classes": None, "pooling": "avg", "dropout": 0.2, "activation": None}
+    if set(given) - set(known) or given.get("activation") is not None:
+        raise InputError(f"aux_params={dict(given)} of smp's {model} is not built here: expected {known}, or fewer")
+    params = known | dict(given)
+    count = agreed("aux_params['classes']", params["classes"], axis_length(shapes, name))
+    return {"image_classes": count, "image_pooling": params["pooling"], "image_dropout": params["dropout"] or 0.0}
 
 
 def _unet(
@@ -119,16 +139,24 @@ def _unet(
 ) -> layers.Network:
     del encoder_weights
     fixed = {
-        "encoder_depth": (encoder_depth, (5,)),
-        "decoder_use_norm": (decoder_use_norm, ("batchnorm", True)),
-        "decoder_use_batchnorm": (decoder_use_batchnorm, (True,)),
-        "decoder_attention_type": (decoder_attention_type, (None,)),
-        "decoder_interpolation": (decoder_interpolation, ("nearest",)),
+        "encoder_depth": (encoder_depth, (len(decoder_channels),)),
+        "decoder_use_norm": (decoder_use_norm, ("batchnorm", True, "identity", False)),
+        "decoder_use_batchnorm": (decoder_use_batchnorm, (True, False)),
+        "decoder_attention_type": (decoder_attention_type, (None, "scse")),
         "activation": (activation, (None,)),
-        "aux_params": (aux_params, (None,)),
     }
-    common = _common("Unet", shapes, encoder_name, in_channels, classes, **fixed)
-    return models.build("unet", variant="backbone", decoder_channels=tuple(decoder_channels), **common)
+    common = _common("Unet", shapes, encoder_name, in_channels, classes, aux_params, **fixed)
+    norm = decoder_use_norm in ("batchnorm", True) and decoder_use_batchnorm
+    return models.build(
+        "unet",
+        **common,
+        variant="backbone",
+        decoder_channels=tuple(decoder_channels),
+        decoder_norm="batch" if norm else "none",
+        interpolation=decoder_interpolation,
+        attention=decoder_attention_type or "none",
+        center=encoder_name.startswith("vgg"),  # not with timm's
+    )
 
 
 def _deeplab(
@@ -157,9 +185,8 @@ def _deeplab(
         "encoder_depth": (encoder_depth, (5,)),
         "activation": (activation, (None,)),
         "upsampling": (upsampling, (None, 4 if plus else stride)),
-        "aux_params": (aux_params, (None,)),
     }
-    common = _common(model, shapes, encoder_name, in_channels, classes, **fixed)
+    common = _common(model, shapes, encoder_name, in_channels, classes, aux_params, **fixed)
     if common["backbone"].startswith("vgg"):
         raise InputError(f"encoder_name={encoder_name!r}: smp's {model} has no VGG encoder, which it cannot dilate")
     return models.build(

@@ -27,16 +27,21 @@ def body(backbone: str, *, timm: bool = False) -> Body:
     return Body(_rules(backbone), head=_TIMM_HEAD if timm else _TORCHVISION_HEAD, first="features.0")
 
 
-def _rules(backbone: str) -> Rules:
+def features(backbone: str) -> Body:
+    """Returns the names in timm's feature extractor, which takes the row apart: features_0."""
+    return Body(_rules(backbone, "features_"), head=(), first="features_0")
+
+
+def _rules(backbone: str, row: str = "features.") -> Rules:
     _, options = backbones.find(backbone)
     rules, place = [], 0
     for stage, convs in enumerate(options["convs"], start=1):
         for index in range(1, convs + 1):
             path = f"conv{stage}_{index}"
             if options["norm"]:
-                rules += [(f"{path}/conv", f"features.{place}"), (f"{path}/norm", f"features.{place + 1}")]
+                rules += [(f"{path}/conv", f"{row}{place}"), (f"{path}/norm", f"{row}{place + 1}")]
             else:
-                rules.append((path, f"features.{place}"))
+                rules.append((path, f"{row}{place}"))
             place += 3 if options["norm"] else 2  # the ReLU has a place of its own
         place += 1  # and the pool
     return tuple(rules)

@@ -24,11 +24,17 @@ import jax.numpy as jnp
 from segjax import backbones, layers, ops
 from segjax.models._deeplab_heads import LargeFov, Pyramid, conv3x3
 from segjax.models._fcn_head import FCNHead
+from segjax.models._image_head import ImageHead
 from segjax.types import Array, Outputs
 
 STRIDES = {"v1": 8, "v2": 8, "v3": 16, "v3plus": 16}  # the papers' output strides
 RATES = {"v1": (12,), "v2": (6, 12, 18, 24), "v3": (12, 24, 36), "v3plus": (12, 24, 36)}  # at stride 8; half at 16
-LEGAL = {"variant": tuple(STRIDES), "output_stride": (16, 8), "dtype": ("float32", "bfloat16")}
+LEGAL = {
+    "variant": tuple(STRIDES),
+    "output_stride": (16, 8),
+    "image_pooling": ("avg", "max"),
+    "dtype": ("float32", "bfloat16"),
+}
 LEAST = {
     "num_classes": 1,
     "aspp_channels": 1,
@@ -37,6 +43,7 @@ LEAST = {
     "decoder_convs": 0,
     "fc_channels": 0,
     "cascade": 0,
+    "image_classes": 0,
 }
 OF_V3 = ("v3", "v3plus")
 
@@ -66,6 +73,8 @@ class Model(layers.Network):
         separable: makes the 3x3 convolutions after the backbone depthwise separable; None: in v3plus.
         depthwise_norm: batch norm and ReLU between the two parts of a separable convolution.
         auxiliary: a second head, ``FCNHead``, on the last map before the last stage: outputs "aux_logits".
+        image_classes: K', of another head on the last map, ``ImageHead``: outputs "image_logits"; 0: none.
+        image_pooling, image_dropout: of that head.
         align_corners: rule of the bilinear enlargements, as in ``ops.resize``; True in the authors' Caffe and
             TensorFlow code, where sizes are 8 n + 1 or 16 n + 1.
         dtype: "float32" or "bfloat16", of the computation; parameters, statistics and logits are float32.
@@ -99,6 +108,9 @@ class Model(layers.Network):
     separable: bool | None = None
     depthwise_norm: bool = True
     auxiliary: bool = False
+    image_classes: int = 0
+    image_pooling: str = "avg"
+    image_dropout: float = 0.2
     align_corners: bool = False
     dtype: str = "float32"
     axis_name: str | None = None
@@ -109,7 +121,7 @@ class Model(layers.Network):
             self.output_stride = STRIDES.get(self.variant, 16)
         self.check_options(one_of=LEGAL)
         self._complete()
-        self.check_options(at_least=LEAST, factors=("width",), rates=("aspp_dropout",))
+        self.check_options(at_least=LEAST, factors=("width",), rates=("aspp_dropout", "image_dropout"))
         self.require("aspp_rates", min(self.aspp_rates) >= 1, "dilations of at least 1")
         self.require("cascade", not self.cascade or self.variant == "v3", f"0 with variant={self.variant!r}")
         for name, none in (("cascade", 0), ("multi_grid", ())):
@@ -155,7 +167,8 @@ class Model(layers.Network):
             train: see ``layers.Network.apply``.
             targets: not used.
         Returns:
-            {"logits": f32[B, H, W, K]}, with ``auxiliary`` also "aux_logits" of the same shape.
+            {"logits": f32[B, H, W, K]}, with ``auxiliary`` also "aux_logits" of the same shape, with ``image_classes``
+            also "image_logits": f32[B, K'].
         """
         del targets
         backbone = backbones.build(self.backbone, **self._backbone_options(), name="backbone")
@@ -171,7 +184,11 @@ class Model(layers.Network):
         if self.auxiliary:
             head = FCNHead(self.num_classes, axis_name=self.axis_name, name="aux_head")
             maps["aux_logits"] = head(features[f"stride_{self.output_stride}"], train=train)
-        return {key: self._enlarge(x.astype(jnp.float32), image.shape[1:3]) for key, x in maps.items()}
+        outputs = {key: self._enlarge(x.astype(jnp.float32), image.shape[1:3]) for key, x in maps.items()}
+        if self.image_classes:
+            head = ImageHead(self.image_classes, self.image_pooling, self.image_dropout, self.axis_name, name="image")
+            outputs["image_logits"] = head(features["out"], train=train)
+        return outputs
 
     @nn.nowrap
     def _pyramid(self, x: Array, train: bool) -> Array:

@@ -15,15 +15,20 @@ import jax
 import jax.numpy as jnp
 
 from segjax import backbones, layers, ops
+from segjax.models._image_head import ImageHead
 from segjax.types import Array, Outputs
 
 LEGAL = {
     "variant": ("paper", "padded", "backbone"),
     "output": ("mirror", "native"),
     "norm": ("none", "batch"),
+    "decoder_norm": ("batch", "none"),
+    "interpolation": ("nearest", "nearest-exact", "bilinear", "bicubic"),
+    "attention": ("none", "scse"),
+    "image_pooling": ("avg", "max"),
     "dtype": ("float32", "bfloat16"),
 }
-LEAST = {"num_classes": 1, "depth": 1, "base_width": 1}
+LEAST = {"num_classes": 1, "depth": 1, "base_width": 1, "image_classes": 0}
 
 
 class Sizes(NamedTuple):
@@ -125,7 +130,14 @@ class Model(layers.Network):
         dropout: rate at the end of their contracting path, on the maps of its last two levels.
         backbone: a name that ``backbones.build`` knows, for "backbone".
         width: a factor of its channel counts.
-        decoder_channels: of the five decoder blocks on it, from stride 16 to stride 1.
+        decoder_channels: of the decoder blocks on it, to stride 1: five from stride 32, or four or three that begin at
+            stride 16 or 8, above the stages that are then not looked at.
+        decoder_norm: "batch" or "none", in the decoder on it.
+        interpolation: of that decoder's enlargements: "nearest", "nearest-exact", "bilinear" or "bicubic".
+        attention: "none", or "scse": ``Attention`` in each of its blocks.
+        center: two more convolutions on the map it begins with; None: on a VGG.
+        image_classes: K', of a second head on the backbone, ``ImageHead``: outputs "image_logits"; 0: none.
+        image_pooling, image_dropout: of that head.
         dtype: "float32" or "bfloat16", of the computation; parameters, statistics and logits are float32.
         axis_name: pmap's axis.
     """
@@ -140,15 +152,25 @@ class Model(layers.Network):
     backbone: str = "resnet34"
     width: float = 1.0
     decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
+    decoder_norm: str = "batch"
+    interpolation: str = "nearest"
+    attention: str = "none"
+    center: bool | None = None
+    image_classes: int = 0
+    image_pooling: str = "avg"
+    image_dropout: float = 0.2
     dtype: str = "float32"
     axis_name: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the options; InputError for a value that is not legal."""
         backbones.find(self.backbone)
-        self.check_options(one_of=LEGAL, at_least=LEAST, factors=("width",), rates=("dropout",))
-        legal = len(self.decoder_channels) == 5 and min(self.decoder_channels) >= 1
-        self.require("decoder_channels", legal, "five, at least 1")
+        self.check_options(one_of=LEGAL, at_least=LEAST, factors=("width",), rates=("dropout", "image_dropout"))
+        least = 16 if self.attention == "scse" else 1
+        legal = 3 <= len(self.decoder_channels) <= 5 and min(self.decoder_channels) >= least
+        self.require("decoder_channels", legal, f"five (or four, or three), at least {least}")
+        if self.center is None:
+            self.center = self.backbone.startswith("vgg")
         super().__post_init__()
 
     @property
@@ -168,7 +190,8 @@ class Model(layers.Network):
             train: batch norm uses the batch's statistics, and dropout is on.
             targets: unused.
         Returns:
-            {"logits": f32[B, H, W, K]}; native: [B, H - 2 margin, W - 2 margin, K].
+            {"logits": f32[B, H, W, K]}; native: [B, H - 2 margin, W - 2 margin, K]. With ``image_classes``, on a
+            backbone, also "image_logits": f32[B, K'].
         Raises:
             ValueError: an illegal size with native output; the message names the two nearest legal ones. An image too
                 small for the backbone.
@@ -176,7 +199,7 @@ class Model(layers.Network):
         del targets
         x, (height, width) = image.astype(self.dtype), image.shape[1:3]
         if self.variant == "backbone":
-            return {"logits": _on_backbone(self, x, train).astype(jnp.float32)}
+            return _on_backbone(self, x, train)
         if self.variant == "paper" and self.output == "mirror":
             x = _mirrored(x, self.sizes)
         elif self.variant == "paper":
@@ -220,19 +243,63 @@ def _centre(x: Array, size: tuple[int, int]) -> Array:
     return x[:, top : top + size[0], left : left + size[1]]
 
 
-def _on_backbone(model: Model, image: Array, train: bool) -> Array:
+class Attention(nn.Module):
+    """x * channels + x * pixels: what channel matters, told by the image's mean, and what pixel, told by its channels.
+
+    Source: Roy et al. 2018, Concurrent spatial and channel squeeze & excitation, https://arxiv.org/abs/1803.02579,
+    with the sum and the reduction by 16 of segmentation_models_pytorch.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, H, W, C] to the same shape."""
+        channels = layers.Conv(x.shape[-1] // 16, bias=True, name="reduce")(ops.adaptive_avg_pool(x, 1))
+        channels = layers.Conv(x.shape[-1], bias=True, name="expand")(jax.nn.relu(channels))
+        pixels = layers.Conv(1, bias=True, name="pixel")(x)
+        return x * jax.nn.sigmoid(channels) + x * jax.nn.sigmoid(pixels)
+
+
+class Block(nn.Module):
+    """Two convolutions of a decoder on a backbone, attention before and after them if asked for."""
+
+    features: int
+    norm: str
+    attention: str
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, skip: Array | None, *, train: bool) -> Array:
+        """Maps [B, H, W, C] and the skip [B, H, W, C'], or None, to [B, H, W, features]."""
+        attend = self.attention == "scse"
+        x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+        if attend:
+            attended = Attention(name="attention1")(x)
+            x = x if skip is None else attended  # as in smp, where a block without a skip has the weights all the same
+        for name in ("conv1", "conv2"):
+            x = ConvRelu(self.features, False, self.norm, self.axis_name, name=name)(x, train=train)
+        return Attention(name="attention2")(x) if attend else x
+
+
+def _on_backbone(model: Model, image: Array, train: bool) -> Outputs:
     """The decoder of segmentation_models_pytorch's Unet: each block enlarges to the next finer map and joins it."""
     maps = backbones.build(model.backbone, width=model.width, axis_name=model.axis_name, name="backbone")(
         image, train=train
     )
-    x = maps["out"]
-    if model.backbone.startswith("vgg"):
-        x = Convs(x.shape[-1], axis_name=model.axis_name, name="center")(x, train=train)
-    for number, (features, stride) in enumerate(zip(model.decoder_channels, (16, 8, 4, 2, 1), strict=True), start=1):
+    depth = len(model.decoder_channels)
+    first = x = maps["out"] if depth == 5 else maps[f"stride_{2**depth}"]
+    if model.center:
+        x = Convs(x.shape[-1], norm=model.decoder_norm, axis_name=model.axis_name, name="center")(x, train=train)
+    for number, features in enumerate(model.decoder_channels, start=1):
+        stride = 2 ** (depth - number)
         skip = maps.get(f"stride_{stride}") if stride > 1 else None  # no skip at the image's own resolution
         size = tuple(-(-n // stride) for n in image.shape[1:3]) if skip is None else skip.shape[1:3]
-        x = ops.resize(x, size, method="nearest")
-        x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-        x = Convs(features, axis_name=model.axis_name, name=f"decoder{number}")(x, train=train)
+        x = ops.resize(x, size, method=model.interpolation)
+        block = Block(features, model.decoder_norm, model.attention, model.axis_name, name=f"decoder{number}")
+        x = block(x, skip, train=train)
     deviation = (2 / (9 * x.shape[-1])) ** 0.5
-    return layers.Conv(model.num_classes, 3, bias=True, deviation=deviation, name="head")(x)
+    logits = layers.Conv(model.num_classes, 3, bias=True, deviation=deviation, name="head")(x)
+    outputs = {"logits": logits.astype(jnp.float32)}
+    if model.image_classes:
+        head = ImageHead(model.image_classes, model.image_pooling, model.image_dropout, model.axis_name, name="image")
+        outputs["image_logits"] = head(first, train=train)
+    return outputs

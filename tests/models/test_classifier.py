@@ -62,6 +62,39 @@ def test_places_of_dropout(backbone, dropped):
     assert np.array_equal(one, two) == (not dropped)
 
 
+def test_sliding_is_the_mean_of_what_every_window_gives():
+    """timm's VGG on a map of 8 x 9: fc6 has 2 x 3 places; without sliding it has one, on the map averaged to 7 x 7."""
+    options = {"backbone": "vgg11", "width": 1 / 32, "sliding": True}
+    module = models.build("classifier", num_classes=3, **options)
+    variables = draw(shapes(module))
+    image = np.random.default_rng(0).normal(size=(1, 256, 300, 3)).astype(np.float32)
+    run = lambda m: jax.jit(m.apply, compiler_options={"xla_backend_optimization_level": 0})(variables, image)
+    x = np.asarray(run(models.build("classifier", num_classes=0, **options | {"sliding": False, "maps": True}))["out"])
+    assert x.shape[1:3] == (8, 9)
+    dense = {name: (np.asarray(p["kernel"]), np.asarray(p["bias"])) for name, p in variables["params"].items()
+             if name != "backbone"}  # fmt: skip
+    features = []
+    for row, column in np.ndindex(2, 3):
+        hidden = np.einsum("hwc,hwcf->f", x[0, row : row + 7, column : column + 7], dense["fc6"][0]) + dense["fc6"][1]
+        features.append(np.maximum(np.maximum(hidden, 0) @ dense["fc7"][0][0, 0] + dense["fc7"][1], 0))
+    feature = np.mean(features, axis=0)
+    expected = feature @ dense["head"][0][0, 0] + dense["head"][1]
+    np.testing.assert_allclose(run(module)["logits"][0], expected, rtol=1e-4, atol=1e-6)
+    found = run(models.build("classifier", num_classes=0, **options))["features"]
+    np.testing.assert_allclose(found[0], feature, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "vgg11"])
+def test_maps_are_the_backbone_s(backbone):
+    module = models.build("classifier", num_classes=0, backbone=backbone, width=0.125, maps=True)
+    image = jax.ShapeDtypeStruct((2, 65, 70, 3), np.float32)
+    found = jax.eval_shape(module.apply, shapes(module), image)
+    first = 1 if backbone == "vgg11" else 2
+    assert set(found) == {"out", *(f"stride_{s}" for s in (1, 2, 4, 8, 16) if s >= first)}
+    assert all(x.shape[0] == 2 and x.ndim == 4 for x in found.values())
+    assert "head" not in shapes(module)["params"]["backbone"]
+
+
 def test_gradients_reach_every_parameter():
     module = models.build("classifier", num_classes=3, backbone="vgg11", width=0.0625)
     variables = draw(shapes(module))
@@ -82,5 +115,5 @@ def test_illegal_options():
     ):
         with pytest.raises(InputError, match=message):
             models.build("classifier", num_classes=2, **options)
-    with pytest.raises(InputError, match="num_classes=0"):
-        models.build("classifier", num_classes=0)
+    with pytest.raises(InputError, match="num_classes=-1"):
+        models.build("classifier", num_classes=-1)

@@ -17,7 +17,8 @@ def refused(model, message, **options):
 
 @pytest.mark.parametrize("model", FAMILIES)
 def test_options_that_every_model_has(model):
-    refused(model, f"num_classes=0 of model {model!r}: expected at least 1", num_classes=0)
+    least = 0 if model == "classifier" else 1
+    refused(model, f"num_classes={least - 1} of model {model!r}: expected at least {least}", num_classes=least - 1)
     refused(model, f"dtype='half' of model {model!r}: expected one of ('float32', 'bfloat16')", dtype="half")
 
 
@@ -46,6 +47,8 @@ def test_no_rate_is_the_family_s_own(model):
 @pytest.mark.parametrize(
     "model, option, value, expected",
     [
+        ("classifier", "maps", True, "False with num_classes=2"),
+        ("classifier", "sliding", True, "False on resnet50"),
         ("deeplab", "output_stride", 32, "one of (16, 8)"),
         ("deeplab", "cascade", 1, "0 with variant='v3plus'"),
         ("deeplab", "decoder_convs", -1, "at least 0"),
