@@ -16,7 +16,7 @@ The VOC modes read PASCAL VOC 2012 with SBD's annotations below data.root, in VO
 
     JPEGImages/*.jpg   SegmentationClassAug/*.png (ids 0-20, 255)   ImageSets/SegmentationAug/trainaug.txt, val.txt
 
-shapes reached 0.812 validation mIoU on 2 CPU cores in under 3 minutes. camvid, camvid_full and voc*: not yet run.
+shapes reached 0.812 validation mIoU on 2 CPU cores in under 3 minutes, camvid 0.386. camvid_full and voc*: not yet run.
 """
 
 import os

@@ -14,7 +14,7 @@ recipe was chosen by isbi_held_out, which is scored on sections it does not see.
 
     python -m segjax.evaluate --workdir=DIR --config.data.split=test      isbi_em/test and isbi_em/testannot
 
-shapes: validation mIoU 0.69 after 200 of its 400 steps; the others: not yet run.
+shapes: validation mIoU 0.69 after 200 of its 400 steps; camvid: 0.372; isbi, camvid_full and pets: not yet run.
 """
 
 import os
