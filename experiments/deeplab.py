@@ -1,4 +1,4 @@
-"""DeepLabV3+ (Chen et al. 2018, https://arxiv.org/abs/1802.02611) on five sets of images; v1 to v3+ on PASCAL VOC.
+"""DeepLabV3+ (Chen et al. 2018, https://arxiv.org/abs/1802.02611) on six sets of images; v1 to v3+ on PASCAL VOC.
 
     python -m segjax.train --config=experiments/deeplab.py               shapes, drawn on the spot: minutes on a CPU
     python -m segjax.train --config=experiments/deeplab.py:camvid        CamVid at 256x192, MobileNetV2
@@ -6,13 +6,20 @@
     python -m segjax.train --config=experiments/deeplab.py:camvid_full   CamVid at 480x360, ResNet-50: for a GPU
     python -m segjax.train --config=experiments/deeplab.py:pets          Oxford-IIIT Pet, read through TFDS
     python -m segjax.train --config=experiments/deeplab.py:folder --config.data.root=MY    your own images
+    python -m segjax.train --config=experiments/deeplab.py:cityscapes    Cityscapes at 1024x512, Xception-65: for GPUs
 
     python -m segjax.train --config=experiments/deeplab.py:voc_v1        LargeFOV on VGG-16: for GPUs, as the next three
     python -m segjax.train --config=experiments/deeplab.py:voc_v2        atrous spatial pyramid pooling on ResNet-101
     python -m segjax.train --config=experiments/deeplab.py:voc_v3        multi-grid, pyramid with image pooling
     python -m segjax.train --config=experiments/deeplab.py:voc_v3plus    decoder, aligned Xception-65
 
-All start from random weights. What each reached is in benchmarks/RESULTS.md; camvid_full, pets and voc_*: not yet run.
+All start from random weights. What each reached is in benchmarks/RESULTS.md; camvid_full, pets, cityscapes and voc_*:
+not yet run.
+
+The cityscapes mode reads the set's own folders below data.root, in cityscapes/ or there itself, with the 19 classes of
+its train ids (csCreateTrainIdLabelImgs of cityscapesscripts draws them; names and colours go into a classes.json):
+
+    leftImg8bit/{train,val}/CITY/*_leftImg8bit.png   gtFine/{train,val}/CITY/*_gtFine_labelTrainIds.png
 
 The voc_ modes read PASCAL VOC 2012 with SBD's annotations (10,582 training images, 1,449 of validation) below
 data.root (default: the environment variable SEGJAX_DATA), in VOC2012/ or there itself:
@@ -42,6 +49,7 @@ def get_config(mode: str = "shapes") -> ConfigDict:
         "camvid_full": _camvid_full,
         "pets": _pets,
         "folder": _folder,
+        "cityscapes": _cityscapes,
         "voc_v1": _voc_v1,
         "voc_v2": _voc_v2,
         "voc_v3": _voc_v3,
@@ -221,6 +229,29 @@ def _folder(config: ConfigDict) -> None:
     config.augment.update({"scale": (0.5, 2.0), "brightness": 0.2, "contrast": 0.2, "saturation": 0.2})
     config.train.steps = 2000
     config.eval.every_steps = config.checkpoint.every_steps = 250
+
+
+def _cityscapes(config: ConfigDict) -> None:
+    """The protocol of v3's paper for it (appendix B): 90,000 steps of 16, rate 0.007; in bfloat16.
+
+    The paper cuts 769x769 pixels out of the 2048x1024; here a step sees images halved, zoomed by 0.5 to 2. The labels
+    that are scored keep their size.
+    """
+    _common(config)
+    config.data.update(_files("cityscapes"))
+    config.data.update({
+        "images": "leftImg8bit/{split}/*/*_leftImg8bit.png",
+        "labels": "gtFine/{split}/*/*_gtFine_labelTrainIds.png",
+        "size": (512, 1024),
+        "cache": False,
+        "workers": 8,
+    })  # fmt: skip
+    config.model.update({"backbone": "xception65", "align_corners": True})
+    config.augment.scale = (0.5, 2.0)
+    config.optimizer.update({"name": "sgd", "learning_rate": 7e-3, "warmup_steps": 0, "weight_decay": 4e-5})
+    config.train.update({"steps": 90_000, "batch_size": 16, "dtype": "bfloat16"})
+    config.eval.update({"every_steps": 5000, "batch_size": 8})
+    config.checkpoint.every_steps = 5000
 
 
 def _voc_v1(config: ConfigDict) -> None:

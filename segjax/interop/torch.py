@@ -29,7 +29,7 @@ FAMILIES = (classifiers, torchvision, mask_rcnn, smp)
 _IMAGE = (1, 64, 64)  # of the shapes that are asked for; the variables of no model depend on it
 # Fields no logit depends on, but in training.
 _INCIDENTAL = (
-    *("parent", "name", "dtype", "axis_name", "dropout", "aspp_dropout"),
+    *("parent", "name", "dtype", "axis_name", "dropout", "aspp_dropout", "image_dropout"),
     *("backbone_norm", "frozen_stages", "rpn_samples", "rpn_positive", "box_samples", "box_positive"),
 )
 
