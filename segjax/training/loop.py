@@ -229,7 +229,8 @@ def _validation(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in result.items() if np.ndim(value) == 0 and key != "examples"}
+    found = {key: value for key, value in result.items() if not isinstance(value, dict) and key != "examples"}
+    return {key: float(value) for key, value in found.items() if np.ndim(value) == 0}
 
 
 def _finish(config: ConfigDict, workdir: pathlib.Path, checkpoints: Checkpoints, judge: _Judge, state: PyTree) -> None:
