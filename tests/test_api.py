@@ -32,7 +32,10 @@ def test_public_functions_are_documented_and_annotated(module: str):
             assert parameter.annotation is not parameter.empty, f"{name}: {parameter.name} is not annotated"
 
 
-@pytest.mark.parametrize("module", ["segjax.ops", "segjax.losses.cross_entropy", "segjax.metrics.confusion"])
+@pytest.mark.parametrize(
+    "module",
+    ["segjax.ops", "segjax.losses.cross_entropy", "segjax.metrics.confusion", "segjax.metrics.average_precision"],
+)
 def test_options_are_keyword_only(module: str):
     loaded = importlib.import_module(module)
     functions = [
@@ -58,6 +61,15 @@ def test_options_are_keyword_only(module: str):
         ("segjax.metrics.confusion.update", "counts prediction label ignore_label valid"),
         ("segjax.metrics.confusion.merge", "a b"),
         ("segjax.metrics.confusion.compute", "counts absent"),
+        (
+            "segjax.ops.roi_align",
+            "features boxes batch_index output_size spatial_scale sampling_ratio aligned max_sampling",
+        ),
+        ("segjax.ops.roi_pool", "features boxes batch_index output_size spatial_scale"),
+        ("segjax.ops.nms", "boxes scores iou_threshold max_outputs"),
+        ("segjax.ops.batched_nms", "boxes scores classes iou_threshold max_outputs"),
+        ("segjax.ops.box_iou", "a b"),
+        ("segjax.metrics.average_precision.evaluate", "ground_truth detections iou_type"),
         ("segjax.losses.cross_entropy.loss", "outputs batch num_classes ignore_label"),
         ("segjax.models.build", "name num_classes axis_name"),
         ("segjax.training.step.make_train_step", "apply loss tx axis_name"),

@@ -123,5 +123,6 @@ def test_mistakes_are_named(run, tmp_path, capsys, arguments, words):
 
 def test_more_objects_than_rows_are_refused(run, capsys):
     command = [f"--config={run / 'experiment.py'}:{run}", f"--workdir={run / 'other'}", "--config.data.max_instances=2"]
+    command.append("--config.train.batch_size=8")  # of eight devices
     assert train.main(command) == 2
     assert "data.max_instances=2" in capsys.readouterr().err
