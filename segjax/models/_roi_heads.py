@@ -25,6 +25,7 @@ POOLED = LEVELS[:4]  # levels that regions are cut from
 C4_STRIDE = 16
 Boxes = Callable[[Array], tuple[Array, Array, Array | None]]
 Masks = Callable[..., Array]
+_PARTS = 8  # that regions with masks are split into, of which those without any cost nothing
 
 
 class Pooling(NamedTuple):
@@ -224,22 +225,15 @@ def detect(
     number = boxes.shape[1]
     scores = jax.nn.softmax(logits, axis=-1)[:, first_class : first_class + number]
     valid = valid[:, None] & (scores > score_threshold) & long_enough(boxes, min_side)
-    suppress = lambda boxes, scores, valid: ops.nms(
-        boxes, scores, iou_threshold=iou_threshold, max_outputs=min(count, len(scores)), valid=valid
+    # Candidates in the order of proposals, then classes, which is that of equal scores.
+    boxes, scores, classes = boxes.reshape(-1, 4), scores.ravel(), jnp.tile(jnp.arange(number), len(deltas))
+    kept, found = ops.batched_nms(
+        boxes, scores, classes, iou_threshold=iou_threshold, max_outputs=count, valid=valid.ravel()
     )
-    kept, found = jax.vmap(suppress, in_axes=(1, 1, 1))(boxes, scores, valid)
-    classes = jnp.broadcast_to(jnp.arange(number)[:, None], kept.shape)
-    rank = jnp.where(found, scores[kept, classes], -jnp.inf)
-    # By score, then by place among the candidates: top_k alone would take the lower class first.
-    rank, place = jax.lax.sort((-rank.ravel(), (kept * number + classes).ravel()), num_keys=2)
-    fill = max(0, count - len(rank))
-    rank = jnp.pad(-rank[:count], (0, fill), constant_values=-jnp.inf)
-    kept, classes = jnp.divmod(jnp.pad(place[:count], (0, fill)), number)
-    found = rank > -jnp.inf
     return {
-        "boxes": jnp.where(found[:, None], boxes[kept, classes], 0.0),
-        "scores": jnp.where(found, rank, 0.0),
-        "classes": jnp.where(found, classes + first_class, 0),
+        "boxes": jnp.where(found[:, None], boxes[kept], 0.0),
+        "scores": jnp.where(found, scores[kept], 0.0),
+        "classes": jnp.where(found, classes[kept] + first_class, 0),
         "valid": found,
     }
 
@@ -248,6 +242,33 @@ def of_class(logits: Array, columns: Array) -> Array:
     """f32[B, R, m, m] of the logits [B, R, m, m, n] of all classes: each region's own."""
     place = jnp.minimum(columns, logits.shape[-1] - 1)[..., None, None, None]
     return jnp.take_along_axis(logits, place, axis=-1)[..., 0].astype(jnp.float32)
+
+
+def in_parts(function: Callable[..., Array], wanted: Array, *arrays: Array) -> Array:
+    """Applies a function of regions to those that are wanted, which stand first: an eighth of the rows at a time.
+
+    Args:
+        function: of arrays [B, r, ...], the regions independent of each other, to [B, r, ...].
+        wanted: bool[B, R].
+        arrays: [B, R, ...].
+    Returns:
+        [B, R, ...]; zeros in the parts without any region that is wanted.
+    """
+    rows, count = wanted.shape
+    size = max(1, -(-count // _PARTS))
+    number = -(-count // size)
+
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, number * size - count), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(rows, number, size, *x.shape[2:]), 1, 0)
+
+    def part(some: Array, *parts: Array) -> Array:
+        like = jax.eval_shape(function, *parts)
+        return jax.lax.cond(some, function, lambda *_: jnp.zeros(like.shape, like.dtype), *parts)
+
+    step = lambda carry, parts: (carry, part(*parts))
+    parts = jax.lax.scan(step, None, (split(wanted).any(axis=(1, 2)), *map(split, arrays)))[1]
+    return jnp.moveaxis(parts, 0, 1).reshape(rows, number * size, *parts.shape[3:])[:, :count]
 
 
 def build(model: Options, levels: Sequence[Array], resized: tuple[int, int], train: bool) -> tuple[Boxes, Masks]:
@@ -260,7 +281,8 @@ def build(model: Options, levels: Sequence[Array], resized: tuple[int, int], tra
         train: norms use the batch's statistics.
     Returns:
         box: f32[B, R, 4] -> (logits f32[B, R, K + 1], deltas f32[B, R, 4 n], what ``mask`` may use in place of the
-        same boxes, or None); mask: (f32[B, R, 4], that or None) -> logits [B, R, m, m, n] of all classes.
+        same boxes, or None); mask: (f32[B, R, 4], columns i32[B, R], which are wanted bool[B, R], that or None) ->
+        logits f32[B, R, m, m] of each region's own class, what they may be where not wanted.
     """
     pyramid = model.architecture == "fpn"
     coded = model.num_classes + model.first_class
@@ -268,7 +290,8 @@ def build(model: Options, levels: Sequence[Array], resized: tuple[int, int], tra
     predict = Predictor(model.num_classes + 1, coded, name="box_predictor")
     norm = (model.head_norm, model.axis_name)
     convs = model.mask_convs if pyramid else 0
-    mask_head = functools.partial(MaskHead(convs, model.mask_channels, coded, *norm, name="mask_head"), train=train)
+    make_mask_head = functools.partial(MaskHead, convs, model.mask_channels, coded, *norm)
+    mask_head = functools.partial(make_mask_head(name="mask_head"), train=train)
     if pyramid:
         vector = functools.partial(BoxHead(model.box_convs, model.box_channels, *norm, name="box_head"), train=train)
     else:
@@ -280,14 +303,24 @@ def build(model: Options, levels: Sequence[Array], resized: tuple[int, int], tra
         shared = None if pyramid else stage(pooled)
         return *predict(vector(pooled) if pyramid else shared.mean(axis=(2, 3))), shared
 
-    def mask(boxes: Array, shared: Array | None = None) -> Array:
+    def whole(boxes: Array, columns: Array, shared: Array | None) -> Array:
         if shared is None:
             pooled = pool(boxes, MASK_SIZE)
             model.sow("intermediates", "mask_pooled", pooled)
             shared = pooled if pyramid else stage(pooled)
         logits = mask_head(shared)
         model.sow("intermediates", "mask_logits", logits)
-        return logits
+        return of_class(logits, columns)
+
+    def mask(boxes: Array, columns: Array, wanted: Array, shared: Array | None = None) -> Array:
+        own = model.variables.get("params", {}).get("mask_head")
+        # Batch norm looks at all regions; linen's modules, and what is sown, may not stand within a loop.
+        if own is None or not pyramid or model.head_norm or model.is_mutable_collection("intermediates"):
+            return whole(boxes, columns, shared)
+        head = functools.partial(make_mask_head(parent=None).apply, {"params": own}, train=train)
+        if train:  # pooled at once: its gradient adds to whole levels
+            return in_parts(lambda x, c: of_class(head(x), c), wanted, pool(boxes, MASK_SIZE), columns)
+        return in_parts(lambda x, c: of_class(head(pool(x, MASK_SIZE)), c), wanted, boxes, columns)
 
     return box, mask
 

@@ -74,20 +74,19 @@ def propose(
         (boxes f32[P, 4], scores f32[P] (sigmoids), valid bool[P]), best first, P = after or fewer where there are
         fewer anchors; rows that only fill up are zeros. Nothing is differentiated.
     """
-    found = []
-    for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
+    best = []
+    for number, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
         logit, index = jax.lax.top_k(jax.lax.stop_gradient(logit), min(before, logit.shape[0]))
-        boxes = ops.decode_boxes(jax.lax.stop_gradient(delta)[index], anchor[index])
-        boxes = ops.clip_boxes(boxes, size)
-        rank = jax.nn.sigmoid(logit) if rank_by == "score" else logit
-        valid = long_enough(boxes, min_side) & long_enough(boxes, TINY) & jnp.isfinite(rank)
-        kept, valid = ops.nms(
-            boxes, rank, iou_threshold=iou_threshold, max_outputs=min(after, logit.shape[0]), valid=valid
-        )
-        found.append((boxes[kept], rank[kept], logit[kept], valid))
-    boxes, rank, logit, valid = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
-    _, index = jax.lax.top_k(jnp.where(valid, rank, -jnp.inf), min(after, len(rank)))
-    boxes, logit, valid = boxes[index], logit[index], valid[index]
+        best.append((logit, jax.lax.stop_gradient(delta)[index], anchor[index], jnp.full_like(index, number)))
+    logit, delta, anchor, level = (jnp.concatenate(parts) for parts in zip(*best, strict=True))
+    boxes = ops.clip_boxes(ops.decode_boxes(delta, anchor), size)
+    rank = jax.nn.sigmoid(logit) if rank_by == "score" else logit
+    valid = long_enough(boxes, min_side) & long_enough(boxes, TINY) & jnp.isfinite(rank)
+    # All levels in one pass, which ends as soon as enough are kept.
+    kept, valid = ops.batched_nms(
+        boxes, rank, level, iou_threshold=iou_threshold, max_outputs=min(after, len(rank)), valid=valid
+    )
+    boxes, logit = boxes[kept], logit[kept]
     return jnp.where(valid[:, None], boxes, 0.0), jnp.where(valid, jax.nn.sigmoid(logit), 0.0), valid
 
 

@@ -69,16 +69,11 @@ def assign(
     Returns:
         (index i32[R] into the objects, label i32[R]: 1 object, 0 background, -1 neither).
     """
-    iou = ops.box_iou(boxes, truth.boxes)
-    index, label = ops.match(
-        iou, truth_valid=truth.valid, foreground=foreground, background=background, low_quality=low_quality
-    )
+    options = {"foreground": foreground, "background": background, "low_quality": low_quality}
+    index, label = ops.match_boxes(boxes, truth.boxes, truth_valid=truth.valid, **options)
     if not crowd_threshold:
         return index, label
-    area = ops.box_area(boxes)[:, None]
-    # intersection = iou (a + b) / (1 + iou), from iou = intersection / (a + b - intersection)
-    intersection = iou * (area + ops.box_area(truth.boxes)[None]) / (1 + iou)
-    inside = jnp.any(truth.crowd[None] & (intersection >= crowd_threshold * area) & (area > 0), axis=1)
+    inside = ops.covered(boxes, truth.boxes, valid=truth.crowd, share=crowd_threshold)
     return index, jnp.where((label == 0) & inside, -1, label)
 
 

@@ -240,7 +240,7 @@ class Model(_detection_presets.Options):
         )
         detected = jax.vmap(detect)(logits, deltas, proposals, valid, content)
         self.sow("intermediates", "roi_boxes", detected[BOXES])
-        masks = _roi_heads.of_class(mask(detected[BOXES]), detected[CLASSES])
+        masks = mask(detected[BOXES], detected[CLASSES], detected[VALID])
         masks = jnp.where(detected[VALID][..., None, None], jax.nn.sigmoid(masks), 0.0)
         return {
             **detected,
@@ -322,8 +322,7 @@ class Model(_detection_presets.Options):
         count = drawn["positive"].shape[1]
         logits, deltas, shared = box(drawn["boxes"])
         boxes, columns = drawn["boxes"][:, :count], drawn["column"][:, :count]
-        own = mask(boxes, None if shared is None else shared[:, :count])
-        own = _roi_heads.of_class(own, columns)
+        own = mask(boxes, columns, drawn["positive"] > 0, None if shared is None else shared[:, :count])
         target = functools.partial(ops.crop_mask_targets, size=own.shape[-1], binary=self.binary_masks)
         target = jax.vmap(lambda m, b, r, i, size: target(m, b, r, i, image_size=(size[0], size[1])))(
             *masks, boxes, drawn["object"], content

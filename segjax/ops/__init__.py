@@ -8,7 +8,7 @@ from segjax.ops.conv_matrix import conv_matrix
 from segjax.ops.conv_transpose import conv_kernel_gradient, conv_transpose
 from segjax.ops.instance_masks import crop_mask_targets, mask_targets, paste_masks
 from segjax.ops.interpolation import interpolation_matrix
-from segjax.ops.matching import match, sample_balanced
+from segjax.ops.matching import covered, match, match_boxes, sample_balanced
 from segjax.ops.nms import batched_nms, nms
 from segjax.ops.norm import batch_norm_apply, batch_norm_train
 from segjax.ops.pool import max_pool
@@ -36,12 +36,14 @@ __all__ = [
     "conv_kernel_gradient",
     "conv_matrix",
     "conv_transpose",
+    "covered",
     "crop_mask_targets",
     "decode_boxes",
     "encode_boxes",
     "interpolation_matrix",
     "mask_targets",
     "match",
+    "match_boxes",
     "max_pool",
     "max_unpool",
     "nearest_unpool",

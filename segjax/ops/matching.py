@@ -3,7 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from segjax.ops.boxes import box_area, box_iou
 from segjax.types import Array
+
+_BLOCK = 8  # truths that boxes are compared with at a time
 
 
 def match(
@@ -46,6 +49,91 @@ def match(
         most = jnp.max(iou, axis=0, initial=-1)
         label = jnp.where(jnp.any((iou == most[None, :]) & truth_valid[None, :], axis=1), 1, label)
     return index, label.astype(jnp.int32)
+
+
+def match_boxes(
+    boxes: Array, truths: Array, *, truth_valid: Array, foreground: float, background: float, low_quality: bool = False
+) -> tuple[Array, Array]:
+    """`match` of `box_iou(boxes, truths)`, never in memory as a whole; rows behind the last truth cost nothing.
+
+    Args:
+        boxes: f32[N, 4].
+        truths: f32[M, 4].
+        truth_valid, foreground, background, low_quality: as in `match`.
+
+    Returns:
+        as `match`.
+
+    Raises:
+        ValueError: as `match`.
+    """
+    if background > foreground:
+        raise ValueError(f"background={background} above foreground={foreground}: expected at most that")
+    if truth_valid.shape != truths.shape[:1]:
+        raise ValueError(f"truths {truths.shape} and truth_valid {truth_valid.shape}: expected [M, 4] and [M]")
+    truths, truth_valid = _whole_blocks(truths), _whole_blocks(jnp.asarray(truth_valid, bool))
+
+    def overlap(k):
+        here, valid = _block(truths, k), _block(truth_valid, k)[:, None]
+        return jnp.where(valid, jnp.nan_to_num(box_iou(here, boxes), nan=0.0), -1), valid
+
+    def nearest(k, state):
+        best, index, most = state
+        iou, _ = overlap(k)
+        for row in range(_BLOCK):
+            nearer = iou[row] > best
+            best, index = jnp.where(nearer, iou[row], best), jnp.where(nearer, k * _BLOCK + row, index)
+        most = jax.lax.dynamic_update_slice(most, jnp.max(iou, axis=1, initial=-1), (k * _BLOCK,))
+        return best, index, most
+
+    def is_best(k, found):
+        iou, valid = overlap(k)
+        return found | jnp.any((iou == _block(most, k)[:, None]) & valid, axis=0)
+
+    none = jnp.full(len(boxes), -1.0), jnp.zeros(len(boxes), jnp.int32), jnp.full(len(truths), -1.0)
+    best, index, most = _for_blocks(truth_valid, nearest, none)
+    label = jnp.where(best >= foreground, 1, jnp.where(best < background, 0, -1))
+    if low_quality:
+        label = jnp.where(_for_blocks(truth_valid, is_best, jnp.zeros(len(boxes), bool)), 1, label)
+    return index, label.astype(jnp.int32)
+
+
+def covered(boxes: Array, regions: Array, *, valid: Array, share: float) -> Array:
+    """Says of which boxes at least a share of the area lies in one of the regions.
+
+    Args:
+        boxes: f32[N, 4].
+        regions: f32[M, 4].
+        valid: bool[M], regions that count; rows behind the last of them cost nothing.
+        share: in (0, 1].
+
+    Returns:
+        bool[N]; False for boxes without area.
+    """
+    regions, valid, area = _whole_blocks(regions), _whole_blocks(valid), box_area(boxes)[None]
+
+    def cover(k, found):
+        here = _block(regions, k)
+        iou = box_iou(here, boxes)
+        # intersection = iou (a + b) / (1 + iou), from iou = intersection / (a + b - intersection)
+        intersection = iou * (area + box_area(here)[:, None]) / (1 + iou)
+        return found | jnp.any(_block(valid, k)[:, None] & (intersection >= share * area) & (area > 0), axis=0)
+
+    return _for_blocks(valid, cover, jnp.zeros(len(boxes), bool))
+
+
+def _whole_blocks(rows):
+    return jnp.pad(rows, ((0, -len(rows) % _BLOCK), *((0, 0),) * (rows.ndim - 1)))
+
+
+def _block(rows, k):
+    return jax.lax.dynamic_slice_in_dim(rows, k * _BLOCK, _BLOCK)
+
+
+def _for_blocks(valid, body, start):
+    """A loop over the blocks of rows up to the last that is valid."""
+    last = jnp.max(jnp.where(valid, jnp.arange(len(valid)), -1), initial=-1)
+    return jax.lax.fori_loop(0, last // _BLOCK + 1, body, start) if len(valid) else start
 
 
 def sample_balanced(key: Array, label: Array, *, count: int, positive_fraction: float) -> tuple[Array, Array]:

@@ -107,3 +107,47 @@ def test_samples_of_few_or_none():
     for options in ({"count": -1, "positive_fraction": 0.5}, {"count": 4, "positive_fraction": 1.5}):
         with pytest.raises(ValueError, match="count="):
             ops.sample_balanced(key, jnp.zeros(3, int), **options)
+
+
+def boxes_of(number):
+    """Boxes of small whole corners, so that many overlaps are equal; the first has no area."""
+    corner = RNG.integers(0, 6, (number, 2))
+    boxes = np.concatenate([corner, corner + RNG.integers(1, 5, (number, 2))], axis=1).astype(np.float32)
+    boxes[:1, 2:] = boxes[:1, :2]
+    return boxes
+
+
+@pytest.mark.parametrize("truths", [0, 1, 8, 21])
+@pytest.mark.parametrize("low_quality", [False, True])
+def test_match_boxes_is_match_of_their_overlaps(truths, low_quality):
+    options = {"foreground": 0.5, "background": 0.3, "low_quality": low_quality}
+    boxes, others = boxes_of(37), np.stack([boxes_of(truths) for _ in range(3)])
+    valid = RNG.random((3, truths)) < np.array([[0.0], [0.5], [1.0]])
+
+    def plain(others, valid):
+        return ops.match(ops.box_iou(jnp.asarray(boxes), others), truth_valid=valid, **options)
+
+    def blocks(others, valid):
+        return ops.match_boxes(jnp.asarray(boxes), others, truth_valid=valid, **options)
+
+    for mine, expected in zip(jax.vmap(blocks)(others, valid), jax.vmap(plain)(others, valid), strict=True):
+        np.testing.assert_array_equal(mine, expected)
+        assert mine.dtype == jnp.int32
+
+
+def test_match_boxes_wrong_arguments():
+    with pytest.raises(ValueError, match=r"background=0.8"):
+        ops.match_boxes(jnp.ones((2, 4)), jnp.ones((2, 4)), truth_valid=jnp.ones(2), foreground=0.7, background=0.8)
+    with pytest.raises(ValueError, match=r"truth_valid \(3,\)"):
+        ops.match_boxes(jnp.ones((2, 4)), jnp.ones((2, 4)), truth_valid=jnp.ones(3), foreground=0.7, background=0.3)
+
+
+@pytest.mark.parametrize("regions", [0, 1, 11])
+def test_covered_by_its_definition(regions):
+    boxes, others, valid = boxes_of(30), boxes_of(regions), RNG.random(regions) < 0.5
+    expected = np.zeros(30, bool)
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        for u0, v0, u1, v1 in others[valid]:
+            inside = max(min(x1, u1) - max(x0, u0), 0) * max(min(y1, v1) - max(y0, v0), 0)
+            expected[i] |= x1 > x0 and inside > 0.55 * (x1 - x0) * (y1 - y0)
+    np.testing.assert_array_equal(ops.covered(boxes, others, valid=valid, share=0.55), expected)
