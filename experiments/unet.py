@@ -9,8 +9,8 @@
     python -m segjax.train --config=experiments/unet.py:pets           Oxford-IIIT Pet, the decoder on a ResNet-34
 
 All start from random weights. ISBI's labels are public for its 30 training sections only. isbi and isbi_small train on
-all sections of isbi_em/train and isbi_em/trainannot, so that the scores in their logs are of the training sections; the
-recipe was chosen by isbi_held_out, which is scored on sections it does not see. Others, with the challenge's scores:
+all sections of isbi_em/train and isbi_em/trainannot, so that the scores in their logs are of the training sections;
+isbi_held_out is scored on sections it does not see. Others, with the challenge's scores:
 
     python -m segjax.evaluate --workdir=DIR --config.data.split=test      isbi_em/test and isbi_em/testannot
 
