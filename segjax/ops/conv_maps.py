@@ -47,6 +47,8 @@ def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
         return depthwise(x, kernel, geometry.stride, geometry.pads, geometry.dilation)
     if _is_pointwise(geometry):
         return _pointwise(x[:, :: geometry.stride[0], :: geometry.stride[1]], kernel[0, 0])
+    if _is_whole(geometry):
+        return _pointwise(x.reshape(x.shape[0], 1, 1, -1), kernel.reshape(-1, kernel.shape[3]))
     return _convolve(x, kernel, geometry)
 
 
@@ -86,7 +88,8 @@ def kernel_gradient(x: Array, y: Array, geometry: Geometry) -> Array:
         [kh, kw, Cin / groups, Cout].
     """
     shape = (*geometry.window, x.shape[3] // geometry.groups, y.shape[3])
-    if _is_depthwise(shape, geometry) or _is_pointwise(geometry):  # these have gradients of their own
+    if _is_depthwise(shape, geometry) or _is_pointwise(geometry) or _is_whole(geometry):
+        # These have gradients of their own.
         return jax.vjp(lambda kernel: convolve(x, kernel, geometry), jnp.zeros(shape, x.dtype))[1](y)[0]
     if form := cpu_forms.kernel_gradient(math.prod(y.shape[:3]), shape, geometry):
         return _on_cpu(form, _lax_kernel_gradient, geometry)(x, y)
@@ -146,6 +149,12 @@ def _is_depthwise(kernel_shape: tuple[int, ...], geometry: Geometry) -> bool:
 
 def _is_pointwise(geometry: Geometry) -> bool:
     return geometry.groups == 1 and geometry.window == (1, 1) and geometry.pads == ((0, 0), (0, 0))
+
+
+def _is_whole(geometry: Geometry) -> bool:
+    """Whether the one window is the whole image: a fully connected layer."""
+    unpadded = geometry.groups == 1 and geometry.pads == ((0, 0), (0, 0)) and geometry.dilation == (1, 1)
+    return unpadded and geometry.window == geometry.input
 
 
 def _lax_convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
