@@ -30,8 +30,10 @@ def _torchvision(
     replace_stride_with_dilation: Sequence[bool] | None = None,
     weights: Any = None,  # and progress: what torchvision would download; the tensors are given here
     progress: bool = True,
+    init_weights: bool = True,  # of a VGG, as the next of a ResNet: how it would be drawn
+    zero_init_residual: bool = False,
 ) -> layers.Network:
-    del weights, progress
+    del weights, progress, init_weights, zero_init_residual
     _only("width_mult", width_mult, 1.0, backbone, "mobilenet")
     _only("replace_stride_with_dilation", replace_stride_with_dilation, None, backbone, "resnet")
     dilated = tuple(replace_stride_with_dilation or (False,) * 3)

@@ -14,7 +14,7 @@ from typing import Any
 import flax.traverse_util
 
 from segjax import layers, models
-from segjax.interop import files, preprocessing, safetensors, torch
+from segjax.interop import files, preprocessing, safetensors, smp, torch
 from segjax.interop.preprocessing import Preprocessing
 from segjax.types import InputError, Variables
 
@@ -53,7 +53,7 @@ def from_torch(weights: files.Weights, *, source: str, model: str, options: Mapp
     if weights.metadata.get("format") == FORMAT:
         raise InputError(f"{weights.path} is converted already: it is used by its path alone, and --to-torch undoes it")
     module, variables = torch.load(weights.arrays, source=source, model=model, **options)
-    prepared = torch.find(source, model).preprocessing
+    prepared = smp.prepared(options) if source == "smp" else torch.find(source, model).preprocessing
     if source == "timm":
         prepared = preprocessing.of_timm(weights.config, prepared, str(weights.path))
     return Converted(module, variables, prepared, source, model, dict(options))

@@ -89,6 +89,13 @@ def encoder(name: str) -> Encoder:
     return Encoder(own, "encoder.", bodies.find(own, "smp"), True)
 
 
+def prepared(options: Options) -> preprocessing.Preprocessing:
+    """Returns what the weights of a model with these options expect: of timm's Xception what they expect there."""
+    if encoder(options.get("encoder_name", "resnet34")).backbone.startswith("xception"):
+        return dataclasses.replace(preprocessing.XCEPTION, resize="")
+    return preprocessing.SMP
+
+
 def _common(
     model: str,
     shapes: Shapes,
@@ -143,7 +150,7 @@ def _unet(
         "decoder_use_norm": (decoder_use_norm, ("batchnorm", True, "identity", False)),
         "decoder_use_batchnorm": (decoder_use_batchnorm, (True, False)),
         "decoder_attention_type": (decoder_attention_type, (None, "scse")),
-        "activation": (activation, (None,)),
+        "activation": (activation, (None, "identity")),
     }
     common = _common("Unet", shapes, encoder_name, in_channels, classes, aux_params, **fixed)
     norm = decoder_use_norm in ("batchnorm", True) and decoder_use_batchnorm
@@ -183,7 +190,7 @@ def _deeplab(
     stride = encoder_output_stride or (16 if plus else 8)
     fixed = {
         "encoder_depth": (encoder_depth, (5,)),
-        "activation": (activation, (None,)),
+        "activation": (activation, (None, "identity")),
         "upsampling": (upsampling, (None, 4 if plus else stride)),
     }
     common = _common(model, shapes, encoder_name, in_channels, classes, aux_params, **fixed)
@@ -218,14 +225,22 @@ def _first(module: layers.Network, options: Options) -> str:
     return f"{found.prefix}{found.body.first}.weight"
 
 
-def _source(build: Callable[..., layers.Network], rules: Rules) -> Source:
-    return Source(build, functools.partial(_rules, rules), _first, preprocessing.SMP)
+def _deeplabv3_todays(name: str) -> str:
+    """The name that a tensor of an older DeepLabV3 has now: its decoder was a row of modules."""
+    for older, part in (("decoder.0.", "aspp"), ("decoder.1.", "conv"), ("decoder.2.", "bn")):
+        if name.startswith(older):
+            return f"decoder.{part}.{name.removeprefix(older)}"
+    return name
+
+
+def _source(build: Callable[..., layers.Network], rules: Rules, todays: Callable[[str], str] = str) -> Source:
+    return Source(build, functools.partial(_rules, rules), _first, preprocessing.SMP, todays)
 
 
 SOURCES = {
     "smp": {
         "Unet": _source(_unet, UNET),
-        "DeepLabV3": _source(functools.partial(_deeplab, "DeepLabV3", {"variant": "v3"}), DEEPLABV3),
+        "DeepLabV3": _source(functools.partial(_deeplab, "DeepLabV3", {"variant": "v3"}), DEEPLABV3, _deeplabv3_todays),
         "DeepLabV3Plus": _source(
             functools.partial(_deeplab, "DeepLabV3Plus", {"variant": "v3plus", "decoder_convs": 1, "separable": True}),
             DEEPLABV3PLUS,

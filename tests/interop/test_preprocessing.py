@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from segjax.interop import preprocessing
+from segjax.interop import preprocessing, smp
 from segjax.types import InputError
 
 
@@ -43,3 +43,9 @@ def test_differences_are_told_beyond_rounding():
     assert own.differences(tuple(np.float32(own.mean)), own.std) == []
     lines = own.differences((0.5, 0.5, 0.5), (0.229, 0.224))
     assert [line.split()[0] for line in lines] == ["mean", "std"] and "(0.485, 0.456, 0.406)" in lines[0]
+
+
+def test_an_encoder_of_timm_expects_what_it_does_there():
+    assert smp.prepared({}) == smp.prepared({"encoder_name": "tu-resnet18"}) == preprocessing.SMP
+    found = smp.prepared({"encoder_name": "tu-xception41"})
+    assert (found.mean, found.std, found.epsilon) == ((0.5,) * 3, (0.5,) * 3, 1e-3)

@@ -253,6 +253,30 @@ def test_smp_s_deeplabs_with_their_options(model):
     comes_and_goes(deeplab("resnet18", model, **channels), **options, decoder_channels=8)
 
 
+def test_names_of_an_older_deeplabv3():
+    """smp's own load_state_dict renames them: the decoder was a row of modules."""
+    options = {"source": "smp", "model": "DeepLabV3", "encoder_name": "resnet18", "decoder_channels": 8}
+    module = deeplab("resnet18", "DeepLabV3", aspp_channels=8, decoder_channels=8)
+    state_dict = interop.to_torch(module, variables_of(module), **options)
+    older = {}
+    for name, value in state_dict.items():
+        for today, then in (
+            ("decoder.aspp.", "decoder.0."),
+            ("decoder.conv.", "decoder.1."),
+            ("decoder.bn", "decoder.2"),
+        ):
+            name = name.replace(today, then)
+        older[name] = value
+    assert {"decoder.0.convs.4.1.weight", "decoder.1.weight", "decoder.2.running_var"} <= set(older)
+    _, tensors_found = interop.match(state_dict, **options)
+    assert [tensor.name for tensor in interop.match(older, **options)[1]] == [tensor.name for tensor in tensors_found]
+
+
+def test_options_that_change_no_number_are_passed_over():
+    module, _, state_dict = resnet18()
+    assert load(state_dict, weights="DEFAULT", progress=False, zero_init_residual=True)[0] == module
+
+
 def test_what_smp_has_and_this_has_not_is_told():
     _, _, state_dict = resnet18()
     smp = functools.partial(refused, state_dict=state_dict, source="smp")
