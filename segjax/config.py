@@ -268,10 +268,10 @@ def _sequence(value: Any, present: Sequence) -> tuple:
 
 
 def _bracketed(text: str) -> str:
-    """``192,256`` and ``192`` as a tuple literal; bare words (``a,b``) get their quotes."""
+    """``192,256``, ``192`` and ``(192)`` as a tuple literal; bare words (``a,b``) get their quotes."""
     text = text.strip()
     if text[:1] in ("(", "["):
-        return text if text[:1] == "[" else text.rstrip(")").rstrip(",") + ("" if text == "()" else ",") + ")"
+        return text if isinstance(ast.literal_eval(text), (tuple, list)) else f"({text},)"
     try:
         ast.literal_eval(f"({text},)")
     except (ValueError, SyntaxError):

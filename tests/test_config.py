@@ -12,7 +12,7 @@ from segjax.types import InputError
 def example() -> ConfigDict:
     return ConfigDict(
         {
-            "data": {"name": "folder", "root": "", "size": (192, 256), "cache": False},
+            "data": {"name": "folder", "root": "", "size": (192, 256), "cache": False, "sizes": ((1, 2), (3, 4))},
             "optimizer": {"learning_rate": 1e-3, "warmup_steps": 100},
             "model": {"rates": None, "width": config_dict.placeholder(float)},
         }
@@ -41,6 +41,11 @@ def example() -> ConfigDict:
         ("model.width", "2", 2.0),
         ("model.width", "none", None),
         ("data.size", (8, 9), (8, 9)),
+        ("data.size", "(96)", (96,)),
+        ("data.sizes", "((8,9),(10,11))", ((8, 9), (10, 11))),
+        ("data.sizes", "((8, 9),)", ((8, 9),)),
+        ("data.sizes", "[[8, 9]]", ((8, 9),)),
+        ("data.sizes", "()", ()),
     ],
 )
 def test_override_takes_the_type_that_is_there(key, text, value):
