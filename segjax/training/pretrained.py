@@ -92,9 +92,10 @@ def _whole(fresh: Leaves, theirs: Leaves, classes: int, their_classes: int, wher
 
 
 def _but_for_classes(ours: tuple[int, ...], theirs: tuple[int, ...], classes: tuple[int, int]) -> bool:
-    """Whether two shapes differ in nothing but axes as long as the number of classes."""
+    """Whether two shapes differ in nothing but axes of classes: one number of each or four, background or not."""
+    of_classes = {tuple(each * (count + more) for count in classes) for each in (1, 4) for more in (0, 1)}
     pairs = list(zip(ours, theirs, strict=False))
-    return len(ours) == len(theirs) and all(a == b or (a, b) == classes for a, b in pairs)
+    return len(ours) == len(theirs) and all(a == b or (a, b) in of_classes for a, b in pairs)
 
 
 def _backbone(fresh: Leaves, theirs: Leaves, classifier: bool, where: str) -> set[str]:

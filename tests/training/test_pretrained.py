@@ -75,6 +75,23 @@ def test_another_number_of_classes_draws_the_head_anew():
     assert len(said) == 1 and said[0].endswith("drawn anew for 3 classes in place of 7: aux_head, head")
 
 
+def test_objects_of_other_classes_draw_what_has_classes_anew():
+    small = {"backbone": "resnet18", "width": 0.125, "channels": 8, "box_channels": 16, "mask_channels": 8}
+    config = configs.load_experiment("experiments/mask_rcnn.py:nuclei")
+    with config.unlocked():
+        config.model = {"name": "mask_rcnn", "pretrained": "x", "preset": "torchvision", **small}
+        config.data.size = (64, 64)
+    weights = weights_of("mask_rcnn", 80, preset="torchvision", **small)
+    _, state, said = start(config, weights, classes=1)
+    anew = set(flat(state.params)) - kept(state, weights)
+    assert {name.rpartition("[")[0] for name in anew} == {
+        "['box_predictor']['classes']",
+        "['box_predictor']['boxes']",
+        "['mask_head']['masks']",
+    }
+    assert said[0].endswith("drawn anew for 1 classes in place of 80: box_predictor, mask_head")
+
+
 def test_a_classifier_gives_its_backbone():
     weights = weights_of("classifier", 3, backbone="resnet18", width=0.125)
     initial, state, said = start(config_of(), weights)
