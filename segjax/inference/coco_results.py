@@ -17,7 +17,7 @@ from segjax.inference.instances import Detections
 from segjax.types import InputError
 
 
-def results(detections: Detections, *, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def results(detections: Detections, *, image_id: int | str, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """The entries of one image.
 
     Args:
@@ -42,7 +42,7 @@ def results(detections: Detections, *, image_id: int, category_ids: Sequence[int
     columns = (classes.tolist(), boxes.tolist(), np.asarray(detections.scores, np.float32).tolist(), detections.masks)
     return [
         {
-            "image_id": int(image_id),
+            "image_id": image_id if isinstance(image_id, str) else int(image_id),
             "category_id": int(category_ids[class_id]),
             "bbox": box,
             "score": score,

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from segjax.data.metadata import Classes
@@ -64,7 +64,7 @@ class Objects:
 
     output: pathlib.Path
     classes: Classes
-    image_ids: dict[files.Job, int]
+    image_ids: dict[files.Job, int | str]
     category_ids: Sequence[int]
     threshold: float = 0.5
     sharp: Collection[int] = ()
@@ -102,34 +102,56 @@ class Objects:
 
 def numbers(
     jobs: Sequence[files.Job], classes: Classes, annotations: str
-) -> tuple[dict[files.Job, int], tuple[int, ...]]:
+) -> tuple[dict[files.Job, int | str], tuple[int, ...]]:
     """The numbers of images and classes in COCO's JSON.
 
     Args:
         jobs: the images.
         classes: of the run.
-        annotations: a COCO JSON whose "images" and "categories" have the numbers, by file name and by class name; "":
-            images 1, 2, ... in their order, and the numbers of the set that was trained on (else 1, 2, ...).
+        annotations: a COCO JSON whose "images" and "categories" have the numbers, by "file_name" (the end of the path,
+            else the last part of it, if that is one image's alone) and by class name; "": images 1, 2, ... in their
+            order, and the numbers of the set that was trained on (else 1, 2, ...).
 
     Returns:
         ({job: image id}, the category id of each class).
 
     Raises:
-        InputError: the file cannot be read, or lacks an image or a class.
+        InputError: the file cannot be read, or lacks an image or a class, or two images would have one number.
     """
     if not annotations:
         ids = classes.ids or range(1, len(classes) + 1)
         return {job: number for number, job in enumerate(jobs, start=1)}, tuple(ids)
     try:
         content = json.loads(pathlib.Path(annotations).read_text(encoding="utf-8"))
-        images = {pathlib.PurePath(image["file_name"]).name: int(image["id"]) for image in content["images"]}
+        images = {pathlib.PurePath(image["file_name"]).parts: image["id"] for image in content["images"]}
         categories = {category["name"]: int(category["id"]) for category in content["categories"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--annotations={annotations} cannot be read as COCO's JSON: {error!r}") from error
-    for job in jobs:
-        if job.source.name not in images:
-            raise InputError(f"--annotations={annotations} has no image {job.source.name!r}")
     for name in classes.names:
         if name not in categories:
             raise InputError(f"--annotations={annotations} has no category {name!r}; it has {', '.join(categories)}")
-    return {job: images[job.source.name] for job in jobs}, tuple(categories[name] for name in classes.names)
+    return _image_ids(jobs, images, annotations), tuple(categories[name] for name in classes.names)
+
+
+def _image_ids(
+    jobs: Sequence[files.Job], images: Mapping[tuple[str, ...], int | str], annotations: str
+) -> dict[files.Job, int | str]:
+    named: dict[str, list[tuple[str, ...]]] = {}
+    for parts in images:
+        named.setdefault(parts[-1], []).append(parts)
+    out: dict[files.Job, int | str] = {}
+    taken: dict[int | str, files.Job] = {}
+    for job in jobs:
+        path = job.source.absolute().parts
+        tail = next((path[i:] for i in range(len(path)) if path[i:] in images), None)
+        alike = [tail] if tail else named.get(path[-1], [])
+        if len(alike) != 1:
+            why = f"{len(alike)} images {path[-1]!r}, none at the end of {job.source}" if alike else f"no {path[-1]!r}"
+            raise InputError(f"--annotations={annotations} has {why}")
+        out[job] = number = images[alike[0]]
+        if number in taken:
+            raise InputError(
+                f"--annotations={annotations}: {taken[number].source} and {job.source} are both {number!r}"
+            )
+        taken[number] = job
+    return out

@@ -30,6 +30,10 @@ def test_entries():
     assert isinstance(found[1]["segmentation"]["counts"], str) and found[1]["segmentation"]["size"] == [6, 7]
 
 
+def test_an_image_id_that_is_text_stays_it():
+    assert coco_results.results(detections(), image_id="007", category_ids=[3, 17])[0]["image_id"] == "007"
+
+
 def test_a_file_gives_the_numbers_back(tmp_path):
     path = tmp_path / "new" / "results.json"
     entries = [entry for i in range(3) for entry in coco_results.results(detections(), image_id=i, category_ids=[5, 6])]
