@@ -3,13 +3,15 @@
   python -m segjax.evaluate --workdir=DIR [--checkpoint=best|last|STEP] [--ema] [--config.KEY=VALUE ...]
 
 --workdir=DIR            the folder of a run of segjax.train
---checkpoint=best        by validation mIoU (the default), or last, or the number of a step
+--checkpoint=best        by validation mIoU or mask AP (the default), or last, or the number of a step
 --ema, --no-ema          the moving average of the parameters, or the parameters; by default as the run's eval.ema
 --output=FILE            where the result goes; DIR/evaluation.json by default
 --compilation_cache=DIR  compiled programs are kept there (the run's own folder by default; "" for none)
 --config.KEY=VALUE       replaces one value of the run's config; the ones that matter here:
     --config.data.root=DIR --config.data.split=test      other images with the same classes
     --config.eval.resolution=input                       score on the canvas instead of at the labels' own size
+    --config.eval.max_dets=1,10,500                      objects: how many of an image count; AP is of the last
+    --config.eval.sizes=((256,256),(512,640))            objects: the canvases, one compilation each
     --config.eval.batch_size=N                           changes the speed; the result only if batch_norm looks at it
 --config.eval.protocol=NAME  how an image is looked at; all of these stand in evaluation.json under "protocol":
     whole                                                the canvas at once (the default)
@@ -119,7 +121,8 @@ def _evaluate(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> No
     kind = "moving average of the parameters, " if ema else ""
     print(f"{workdir}, {kind}checkpoint {step} ({arguments.checkpoint})")
     print(f"{dataset.name}, split {config.data.split!r}: {len(dataset)} images of {len(classes)} classes")
-    print(f"compiling the model at {config.data.size[0]}x{config.data.size[1]}; this happens once ...", flush=True)
+    canvases = ", ".join(f"{rows}x{columns}" for rows, columns in rules.get("canvases", [config.data.size]))
+    print(f"compiling the model at {canvases}; this happens once ...", flush=True)
     output = pathlib.Path(arguments.output or workdir / "evaluation.json")
     with devices.explained(config, key="eval.batch_size"):
         if task is semantic:

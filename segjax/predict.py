@@ -7,7 +7,7 @@
   --output=DIR             overlays/*.png; of a semantic model labels/*.png (class ids, with the palette of the set),
                            of an instance model detections.json (COCO results: boxes, scores, classes, masks);
                            sheet.png (one page of overlays), index.html (all of them), classes.json
-  --checkpoint=best        by validation mIoU (the default), or last, or the number of a step
+  --checkpoint=best        by validation mIoU or mask AP (the default), or last, or the number of a step
   --ema, --no-ema          the moving average of the parameters, or the parameters; by default as the run's eval.ema
   --batch=N                images at once; the run's eval.batch_size by default; it never changes the result
   --tile=N                 the image at its own size, in tiles of N x N pixels that overlap, --batch of them at once;

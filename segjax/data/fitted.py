@@ -96,12 +96,14 @@ def shared_store(dataset: Any, key: Hashable) -> Store:
     return _STORES[id(dataset)].setdefault(key, Store(len(dataset)))
 
 
-def refuse_a_part(dataset: Any, i: int, image_size: tuple[int, int], size: tuple[int, int]) -> None:
-    """Raises InputError where evaluation under "crop" would see only a part of example `i`."""
+def refuse_a_part(
+    dataset: Any, i: int, image_size: tuple[int, int], size: tuple[int, int], key: str = "data.size"
+) -> None:
+    """Raises InputError where evaluation under "crop" would see only a part of example `i`; `key` says what to mend."""
     if image_size[0] > size[0] or image_size[1] > size[1]:
         raise InputError(
             f"{dataset.describe(i)} is {image_size[1]}x{image_size[0]}, larger than the canvas {size[1]}x{size[0]} "
-            "(width x height): evaluation under data.fit=crop would leave a part out. Use a larger data.size, or "
+            f"(width x height): evaluation under data.fit=crop would leave a part out. Use a larger {key}, or "
             "data.fit=pad or stretch"
         )
 

@@ -308,7 +308,7 @@ class _EvalRows:
     def _read(self, i: int, size: tuple[int, int]) -> Mapping[str, HostArray]:
         example = self.source[i]
         if self.source.fit == "crop":
-            fitted.refuse_a_part(self.source.dataset, i, tuple(example[NATIVE_SIZE].tolist()), size)
+            fitted.refuse_a_part(self.source.dataset, i, tuple(example[NATIVE_SIZE].tolist()), size, "eval.sizes")
         return example
 
 

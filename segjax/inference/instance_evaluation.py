@@ -55,8 +55,9 @@ def evaluate(
     Returns:
         "mask_ap", "mask_ap50", "mask_ap75" and the same of "box"; "mask_ar", "box_ar", the recall with the most
         detections; "mask" and "box", all that ``average_precision.evaluate`` gives; "objects", the scores of
-        ``metrics.objects``; "ap", the mask AP of each class; "results", COCO's entries of every detection; "examples";
-        "max_dets"; and "pictures" (of this process): {"image", "truth", "prediction", "index"}.
+        ``metrics.objects``; "ap", the mask AP of each class, NaN where it has no objects; "results", COCO's entries of
+        every detection; "examples"; "max_dets"; and "pictures" (of this process): {"image", "truth", "prediction",
+        "index"}.
     """
     mesh = None if mesh is None else mesh.local_mesh
     variables = evaluation.place_variables(variables, mesh)
@@ -80,10 +81,11 @@ def evaluate(
         name: average_precision.evaluate(truth, _compared(entries, kind), iou_type=kind, max_dets=tuple(max_dets))
         for kind, name in KINDS.items()
     }
+    each = np.array([scores["mask"]["per_class"][int(number)]["AP"] for number in dataset.category_ids])
     result = {f"{name}_{key.lower()}": of[key] for name, of in scores.items() for key in ("AP", "AP50", "AP75")}
     result |= {f"{name}_ar": of[f"AR_{max(max_dets)}"] for name, of in scores.items()}
     return result | scores | {
-        "ap": np.array([scores["mask"]["per_class"][int(number)]["AP"] for number in dataset.category_ids]),
+        "ap": np.where(each < 0, np.nan, each),
         "objects": objects.evaluate(truth, entries),
         "results": entries,
         "examples": len(done),

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from segjax import augment, augment_instances
+from segjax.data import fitted, pipeline
 from segjax.data import instances as batching
-from segjax.data import pipeline
+from segjax.data.fitted_instances import nearest_canvas
 from segjax.inference import instance_evaluation, instance_pictures, instances
 from segjax.types import (
     BOXES,
@@ -95,10 +96,15 @@ def read_all(
     """Reads every file of a set and decodes every mask.
 
     Raises:
-        InputError: the first bad file; or more objects on a training image than data.max_instances.
+        InputError: the first bad file; more objects on a training image than data.max_instances; or an image of the
+            evaluation that under data.fit=crop no canvas holds.
     """
     if not getattr(dataset, "instances", False):
         raise InputError(f"{dataset.name} has a class for each pixel and no objects, which {config.model.name} needs")
+    if evaluated and config.data.fit == "crop":
+        for i in range(len(dataset)):
+            image, sizes = tuple(dataset.image_size(i)), _eval_sizes(config)
+            fitted.refuse_a_part(dataset, i, image, sizes[nearest_canvas(image, sizes, "crop")], "eval.sizes")
     options = {"fit": config.data.fit, "mask_size": config.data.mask_size}
     most = batching.verify(dataset, progress, sizes=_sizes(config), cache=cache and not evaluated, **options)
     if not evaluated and most > config.data.max_instances:

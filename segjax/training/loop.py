@@ -17,7 +17,7 @@ from segjax.interop.converted import Converted
 from segjax.training import pretrained, progress, report, setup, signals, tasks, workdirs, writer
 from segjax.training.checkpoint import Checkpoints, NoCheckpoint
 from segjax.training.retention import headline
-from segjax.types import InputError, PyTree
+from segjax.types import IMAGE, InputError, PyTree
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, stop: signals.StopRequest, command: Sequence[str]) -> None:
@@ -63,9 +63,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, stop: signals.StopRequest, co
         if scores:
             checkpoints.save(start, state, metrics=scores)
         if start < config.train.steps:
-            line.say(
-                f"compiling the training step at {config.data.size[0]}x{config.data.size[1]}; this happens once ..."
-            )
+            rows, columns = tasks.of(config).batch_shapes(config)[IMAGE][0][1:3]
+            line.say(f"compiling the training step at {rows}x{columns}; this happens once for each canvas ...")
         line.start(start)
         pending = None  # the step before, whose metrics are still on the device
         # On a CPU a step that is dispatched early gains nothing and doubles the memory in use.
