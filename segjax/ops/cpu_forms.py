@@ -3,6 +3,7 @@
 The bounds are measured: on two cores with AVX-512, float32, jax 0.10.2. `outputs` counts B H' W' everywhere.
 """
 
+import math
 from collections.abc import Callable
 
 from segjax.ops import blocked, clipped_taps, tap_products, window_columns
@@ -12,6 +13,7 @@ from segjax.types import Array
 
 Form = Callable[..., Array]
 _FEW_CHANNELS = 16  # of the input, with which a product for each tap would be too thin
+_LARGEST = 2**26  # numbers that all taps' products may have in memory at a time
 
 
 def convolve(outputs: int, kernel: tuple[int, ...], geometry: Geometry) -> Form | None:
@@ -42,7 +44,8 @@ def transpose(outputs: int, kernel: tuple[int, ...], geometry: Geometry) -> Form
     if clipped_taps.suits(geometry):
         return clipped_taps.transpose
     pays = outputs <= 2 * kernel[3] or 2 * kernel[2] <= kernel[3]
-    return tap_products.transpose if pays and tap_products.suits(geometry) else None
+    fits = tap_products.suits(geometry) and outputs * math.prod(kernel[:3]) <= _LARGEST
+    return tap_products.transpose if pays and fits else None
 
 
 def kernel_gradient(outputs: int, kernel: tuple[int, ...], geometry: Geometry) -> Form | None:

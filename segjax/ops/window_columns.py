@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from segjax.ops.geometry import Geometry
-from segjax.ops.tap_products import padded, seen
+from segjax.ops.tap_products import padded
 from segjax.types import Array
 
 
@@ -48,6 +48,10 @@ def kernel_gradient(x: Array, y: Array, geometry: Geometry) -> Array:
 
 def _columns(x: Array, geometry: Geometry) -> Array:
     """[B H' W', kh kw Cin]."""
-    (rows, columns), x = geometry.window, padded(x, geometry)
-    taps = [seen(x, geometry, (u, v)) for u in range(rows) for v in range(columns)]
-    return jnp.concatenate(taps, axis=-1).reshape(-1, rows * columns * x.shape[3])
+    x = padded(x, geometry)
+    for axis in (2, 1):  # a row of taps, then the rows: k + k slices to compile instead of k k
+        s, d, k, m = (
+            values[axis - 1] for values in (geometry.stride, geometry.dilation, geometry.window, geometry.output)
+        )
+        x = jnp.concatenate([jax.lax.slice_in_dim(x, t * d, t * d + s * (m - 1) + 1, s, axis) for t in range(k)], 3)
+    return x.reshape(-1, x.shape[3])

@@ -88,3 +88,4 @@ def test_the_cases_have_the_forms_they_are_named_after():
         assert forms(name) == [clipped_taps.convolve, clipped_taps.transpose, clipped_taps.kernel_gradient]
     assert forms("blocks")[2] is blocked.kernel_gradient
     assert forms("many taps", batch=100)[2] is None
+    assert forms("by taps", batch=10**5)[1] is None  # not in memory
