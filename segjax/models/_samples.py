@@ -6,13 +6,16 @@ Source: Ren et al. 2016 (Faster R-CNN), section 3.1.2, https://arxiv.org/abs/150
 section 3.1, https://arxiv.org/abs/1703.06870.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from segjax import ops
 from segjax.models._rpn import TINY, long_enough
-from segjax.types import BOXES, BOXES_VALID, CLASSES, CROWD, MASK_BOXES, MASKS, VALID, Array, Batch
+from segjax.types import BOXES, BOXES_VALID, CLASSES, CROWD, MASK_BOXES, MASKS, VALID, Array, Batch, HostArray
 
 
 class Truth(NamedTuple):
@@ -172,3 +175,18 @@ def sample_regions(
         "target": encode(truth.boxes[matched[:first]], boxes[:first], positive, weights),
         "object": jnp.where(positive, matched[:first], 0),
     }
+
+
+def factors(given: tuple[int, int], wanted: tuple[int, int]) -> HostArray:
+    """f32[1, 1, 4]: what (x0, y0, x1, y1) are multiplied by when an image of one size becomes one of another."""
+    y, x = (np.float32(b) / np.float32(a) for a, b in zip(given, wanted, strict=True))
+    return np.array([[[x, y, x, y]]], np.float32)
+
+
+def keys_of(key: Array, rows: int, axis_name: str | None) -> tuple[Array, Array]:
+    """Keys of the anchors and of the regions of each image, by its place in the global batch alone: [B] each."""
+    index = jnp.arange(rows)
+    if axis_name:
+        index += jax.lax.axis_index(axis_name) * rows
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
+    return tuple(jax.vmap(lambda k, use=use: jax.random.fold_in(k, use))(keys) for use in (0, 1))

@@ -22,7 +22,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from segjax import backbones, layers, ops
 from segjax.backbones.fpn import FPN, LEVELS, STRIDES
@@ -122,20 +121,31 @@ class Model(_detection_presets.Options):
             content_size = targets.get(CONTENT_SIZE)
         given = image.shape[1:3]
         image, resized, content = self._fit(image, content_size)
-        to_resized, to_given = _factors(given, resized), _factors(resized, given)
+        to_resized, to_given = _samples.factors(given, resized), _samples.factors(resized, given)
         levels = self._features(image, train)
         logits, deltas, anchors = self._scored_anchors(levels, image.shape[1:3])
+        heads = _roi_heads.build(self, levels[: len(POOLED)], resized, train)
+        if self.is_initializing():
+            return self._initialized(heads, len(image))
         found = self._proposals(logits, deltas, anchors, content, train)
         if proposals is not None:
             valid = _rpn.long_enough(proposals, _rpn.TINY)
             found = (proposals.astype(jnp.float32), valid.astype(jnp.float32), valid)
-        heads = _roi_heads.build(self, levels[: len(POOLED)], resized, train)
         if not train:
             return self._detect(heads, found, content, to_given)
         truth, masks = _samples.read(targets, to_resized)
         rpn_key, box_key = self._keys(len(image))
         sampled = self._sampled_anchors(rpn_key, logits, deltas, anchors, truth)
         return {**sampled, **self._sampled_regions(box_key, heads, found, truth, masks, content)}
+
+    @nn.nowrap
+    def _initialized(self, heads: tuple[Callable, Callable], rows: int) -> Outputs:
+        """Gives the heads their parameters by one region; proposals and detections, long to trace, have none."""
+        box, mask = heads
+        boxes = jnp.zeros((rows, 1, 4))
+        _, _, shared = box(boxes)
+        mask(boxes, jnp.zeros((rows, 1), jnp.int32), jnp.ones((rows, 1), bool), shared)
+        return {}
 
     @nn.nowrap
     def _fit(self, image: Array, content_size: Array | None) -> tuple[Array, tuple[int, int], Array]:
@@ -149,7 +159,7 @@ class Model(_detection_presets.Options):
         resized = self._size(given)
         if resized != given:
             image = ops.resize(image, resized, method="bilinear")
-        content = content_size.astype(jnp.float32) * _factors(given, resized)[0, :, 1::-1]
+        content = content_size.astype(jnp.float32) * _samples.factors(given, resized)[0, :, 1::-1]
         below, right = (-n % DIVISOR for n in resized)
         image = jnp.pad(image, ((0, 0), (0, below), (0, right), (0, 0)))
         self.sow("intermediates", "transformed", image)
@@ -258,11 +268,7 @@ class Model(_detection_presets.Options):
         """Keys of each image's anchors and regions: of its place in the global batch alone."""
         if not self.has_rng("dropout"):
             raise ValueError("Mask R-CNN draws samples while training: apply(..., train=True, key=KEY)")
-        index = jnp.arange(rows)
-        if self.axis_name:
-            index += jax.lax.axis_index(self.axis_name) * rows
-        keys = jax.vmap(functools.partial(jax.random.fold_in, self.make_rng("dropout")))(index)
-        return tuple(jax.vmap(lambda key, use=use: jax.random.fold_in(key, use))(keys) for use in (0, 1))
+        return _samples.keys_of(self.make_rng("dropout"), rows, self.axis_name)
 
     @nn.nowrap
     def _sampled_anchors(
@@ -340,9 +346,3 @@ class Model(_detection_presets.Options):
             "mask_logits": own,
             "mask_targets": target,
         }
-
-
-def _factors(given: tuple[int, int], wanted: tuple[int, int]) -> Array:
-    """f32[1, 1, 4]: what (x0, y0, x1, y1) are multiplied by when an image of one size becomes one of another."""
-    y, x = (np.float32(b) / np.float32(a) for a, b in zip(given, wanted, strict=True))
-    return np.array([[[x, y, x, y]]], np.float32)
