@@ -18,7 +18,7 @@ from segjax.interop.converted import Converted
 from segjax.training import optimizer, state
 from segjax.types import Array, HostArray, InputError
 
-BACKBONE = "/backbone/"
+BACKBONE, REGIONS = "/backbone/", "/res5/"  # the latter: a ResNet's last stage where it is the head of regions
 CONNECTED = ("params/fc6/", "params/fc7/")  # of a classifier
 Leaves = Mapping[str, Array | HostArray]
 
@@ -58,7 +58,7 @@ def start(
         InputError: a leaf that the weights lack, have besides, or have in another shape.
     """
     fresh = _flat({"params": initial.params, "batch_stats": initial.batch_stats})
-    theirs = _flat(weights.variables)
+    theirs = _placed(fresh, _flat(weights.variables))
     where = f"model.pretrained={config.model.pretrained!r}"
     same = weights.model == config.model.name
     if same:
@@ -76,6 +76,13 @@ def start(
 
 def _flat(variables: Mapping) -> dict[str, Array | HostArray]:
     return flax.traverse_util.flatten_dict(dict(variables), sep="/")
+
+
+def _placed(fresh: Leaves, theirs: Leaves) -> Leaves:
+    """Theirs, the last stage named as the head of regions where it is one here and is none there."""
+    if not any(REGIONS in name for name in fresh) or any(REGIONS in name for name in theirs):
+        return theirs
+    return {name.replace(f"{BACKBONE}layer4_", f"{REGIONS}layer4_"): leaf for name, leaf in theirs.items()}
 
 
 def _whole(fresh: Leaves, theirs: Leaves, classes: int, their_classes: int, where: str) -> set[str]:
@@ -100,8 +107,7 @@ def _but_for_classes(ours: tuple[int, ...], theirs: tuple[int, ...], classes: tu
 
 def _backbone(fresh: Leaves, theirs: Leaves, classifier: bool, where: str) -> set[str]:
     """The leaves to take of another model: its backbone, and a classifier's fully connected layers where they fit."""
-    ours = {name: leaf for name, leaf in fresh.items() if BACKBONE in name}
-    found = {name: leaf for name, leaf in theirs.items() if BACKBONE in name}
+    ours, found = ({k: leaf for k, leaf in of.items() if BACKBONE in k or REGIONS in k} for of in (fresh, theirs))
     if not ours or not found:
         raise InputError(f"{where}: no backbone {'in this model' if found else 'there'} to take from another model")
     _same_names(ours, found, where)

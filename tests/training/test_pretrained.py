@@ -103,6 +103,19 @@ def test_a_classifier_gives_its_backbone():
     )
 
 
+def test_a_classifier_gives_c4_its_last_stage_as_the_head_of_regions():
+    def leaves(*names):
+        return {f"params/{name}/conv/kernel": np.full(2, i) for i, name in enumerate(names)}
+
+    fresh = leaves("backbone/stem", "backbone/layer3_0", "res5/layer4_0", "rpn")
+    theirs = leaves("backbone/stem", "backbone/layer3_0", "backbone/layer4_0", "head")
+    placed = pretrained._placed(fresh, theirs)
+    assert pretrained._backbone(fresh, placed, True, "x") == {name for name in fresh if "rpn" not in name}
+    assert placed["params/res5/layer4_0/conv/kernel"] is theirs["params/backbone/layer4_0/conv/kernel"]
+    plain = leaves("backbone/stem", "backbone/layer3_0", "backbone/layer4_0")
+    assert pretrained._placed(plain, theirs) is theirs and pretrained._placed(fresh, fresh) is fresh
+
+
 def test_a_classifier_gives_fcn_its_connected_layers_where_they_fit():
     config = config_of()
     with config.unlocked():
