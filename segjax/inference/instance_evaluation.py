@@ -47,7 +47,7 @@ def evaluate(
         dataset: a set of instances, see ``data.instances``.
         first_class: the number by which the model calls class 0.
         paste_rule: see ``instances.detections_of``.
-        max_dets: detections of an image that count, best first; COCO's are (1, 10, 100), and AP is of the last.
+        max_dets: detections of an image and class that count, best first; COCO's are (1, 10, 100), AP is of the last.
         mesh: the devices; a batch is filled up with rows that are not valid to a multiple of their number.
         progress: called with the number of images done, after each batch.
         collect: how many of the first images to return as pictures.
@@ -151,7 +151,8 @@ def report(result: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         result: of ``evaluate``.
     Returns:
-        JSON's types but for NaN and arrays of numbers; of "mask" and "box" COCO's numbers, of each class too.
+        JSON's types but for NaN and arrays of numbers; of "mask" and "box" COCO's numbers, of each class too, and
+        "at_max_dets": AP, AP50 and AP75 at every limit of detections.
     """
     names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
     out = {key: value for key, value in result.items() if isinstance(value, float)}
@@ -159,14 +160,31 @@ def report(result: Mapping[str, Any]) -> dict[str, Any]:
         of = result[kind]
         keys = [*names, *(f"AR_{m}" for m in of["max_dets"]), "AR_small", "AR_medium", "AR_large"]
         each = {one["name"]: {key: one[key] for key in keys} for one in of["per_class"].values()}
-        out[kind] = {key: of[key] for key in keys} | {"per_class": each}
+        limits = {str(m): numbers for m, numbers in at_limits(of).items()}
+        out[kind] = {key: of[key] for key in keys} | {"at_max_dets": limits, "per_class": each}
     of = result["objects"]
     out["objects"] = {key: of[key] for key in ("score", "score_at", "f1", "mean_f1", "thresholds", "min_score")}
     return out | {"max_dets": list(result["max_dets"]), "examples": result["examples"]}
 
 
+def at_limits(scores: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    """AP of objects of all sizes at every limit of detections, not at the largest alone.
+
+    Args:
+        scores: of ``average_precision.compute``.
+    Returns:
+        {max_dets: {"AP", "AP50", "AP75"}}; -1 where there is nothing to find.
+    """
+    rows = {"AP": slice(None)} | {f"AP{t}": int(np.argmin(abs(scores["iou_thresholds"] - t / 100))) for t in (50, 75)}
+    out: dict[int, dict[str, float]] = {}
+    for m, limit in enumerate(scores["max_dets"]):
+        found = {name: scores["precision"][row][..., 0, m] for name, row in rows.items()}
+        out[limit] = {name: float(x[x > -1].mean()) if (x > -1).any() else -1.0 for name, x in found.items()}
+    return out
+
+
 def table(result: Mapping[str, Any]) -> str:
-    """The scores of an evaluation, for a person: COCO's twelve numbers and the mask AP of each class.
+    """The scores of an evaluation, for a person: COCO's twelve numbers, AP at each limit from 100, AP of each class.
 
     Args:
         result: of ``evaluate``.
@@ -181,6 +199,10 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [f"{f'at most {most} detections an image':<34}    mask     box"]
     for key, name in rows:
         lines.append(f"{name:<34}  {_number(result['mask'][key]):>6}  {_number(result['box'][key]):>6}")
+    mask, box = (at_limits(result[kind]) for kind in ("mask", "box"))
+    for m in result["max_dets"][:-1]:
+        for key, name in rows[:2] if m >= 100 else ():
+            lines.append(f"{f'{name}, {m} detections':<34}  {_number(mask[m][key]):>6}  {_number(box[m][key]):>6}")
     lines.append("-" * len(lines[0]))
     for number, one in result["mask"]["per_class"].items():
         box = result["box"]["per_class"][number]["AP"]
