@@ -36,6 +36,9 @@ def check(config: Mapping[str, Any], splits: Sequence[str], output: str | pathli
 
     Returns:
       (the report, whether the data is free of errors).
+
+    Raises:
+      InputError: a set of objects.
     """
     surveys, lines, failed, sets, classes = [], [], {}, {}, None
     for split in splits:
@@ -45,6 +48,11 @@ def check(config: Mapping[str, Any], splits: Sequence[str], output: str | pathli
             failed[split] = str(error)
             lines += [f"== {split}", f"ERROR {error}", ""]
             continue
+        if getattr(dataset, "instances", False):
+            raise InputError(
+                f"{dataset.name} is a set of objects, and the doctor knows labels of pixels; segjax.train checks "
+                "the JSON, and reads every image and mask, before it starts (data.verify)"
+            )
         classes = classes or dataset.classes
         sets[split] = dataset
         surveys.append(survey.survey(dataset, _progress(split)))

@@ -99,8 +99,6 @@ def read_all(
         InputError: the first bad file; more objects on a training image than data.max_instances; or an image of the
             evaluation that under data.fit=crop no canvas holds.
     """
-    if not getattr(dataset, "instances", False):
-        raise InputError(f"{dataset.name} has a class for each pixel and no objects, which {config.model.name} needs")
     if evaluated and config.data.fit == "crop":
         for i in range(len(dataset)):
             image, sizes = tuple(dataset.image_size(i)), _eval_sizes(config)

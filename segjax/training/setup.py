@@ -81,6 +81,7 @@ def open_sets(config: ConfigDict, progress: Callable[[str, int, int], None] | No
             f"the splits {config.data.train_split!r} and {config.data.split!r} have different classes: "
             f"{train_set.class_names} and {eval_set.class_names}"
         )
+    tasks.check_set(config, train_set)
     if config.data.verify:
         # Worker processes do not see what this one keeps in memory.
         cache = config.data.cache and config.data.worker_mode == "threads"

@@ -2,11 +2,13 @@
 
 import copy
 import types
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from segjax import models
 from segjax.training import instance, semantic
+from segjax.types import InputError
 
 
 def of(config: ConfigDict) -> types.ModuleType:
@@ -16,6 +18,20 @@ def of(config: ConfigDict) -> types.ModuleType:
         InputError: no such model.
     """
     return instance if models.finds_instances(config.model.name) else semantic
+
+
+def check_set(config: ConfigDict, dataset: Any) -> None:
+    """Refuses a set of objects for a semantic model, and labels for one of objects.
+
+    Raises:
+        InputError: names the set and the model.
+    """
+    if getattr(dataset, "instances", False) != (of(config) is instance):
+        kinds = ("a class for each pixel and no objects", "objects and no class for each pixel")
+        has = kinds[bool(getattr(dataset, "instances", False))]
+        raise InputError(
+            f"data.name={config.data.name!r} has {has}: that is not what model {config.model.name!r} learns"
+        )
 
 
 def completed(config: ConfigDict) -> ConfigDict:

@@ -161,3 +161,15 @@ def test_a_config_names_the_set(root, capsys, tmp_path):
 def test_a_command_that_cannot_start_says_why(capsys, argv, words):
     status, out, err = _run(capsys, *argv)
     assert status == 2 and words in err and not out
+
+
+def test_a_set_of_objects_is_refused(tmp_path, capsys):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "annotations").mkdir()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "train" / "a.png")
+    images = [{"id": 1, "file_name": "a.png", "height": 4, "width": 4}]
+    content = {"images": images, "categories": [{"id": 1, "name": "cell"}], "annotations": []}
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    arguments = [f"--config.data.root={tmp_path}", "--config.data.folder=", "--split=train"]
+    assert check.main(["--config=experiments/mask_rcnn.py:nuclei", *arguments]) == 2
+    assert "is a set of objects" in capsys.readouterr().err
