@@ -80,6 +80,8 @@ class Xception(nn.Module):
         width: a factor of every channel count.
         dilate_first_block: see ``backbones.geometry``; timm and the authors' code have False.
         axis_name: pmap's axis, for batch norm.
+        identity: a block that strides no more and keeps its channels is added to its input itself, not to a 1x1
+            convolution of it: timm's rule. One block of Xception-71 at stride 8 is such; "xception71_identity".
 
     Source: Chen et al. 2018, section 3.2 and figure 4, https://arxiv.org/abs/1802.02611; Chollet 2017, figure 5,
     https://arxiv.org/abs/1610.02357.
@@ -91,6 +93,7 @@ class Xception(nn.Module):
     width: float = 1.0
     dilate_first_block: bool = False
     axis_name: str | None = None
+    identity: bool = False
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool) -> dict[str, Array]:
@@ -111,7 +114,7 @@ class Xception(nn.Module):
         for number, ((channels, undilated), (stride, dilation, _)) in enumerate(zip(blocks, stages, strict=True)):
             channels = tuple(scaled(count) for count in channels)
             last = number == len(blocks) - 1
-            shortcut = undilated != 1 or channels[-1] != x.shape[-1]
+            shortcut = (stride if self.identity else undilated) != 1 or channels[-1] != x.shape[-1]
             block = Block(channels, stride, dilation, shortcut, not last, self.axis_name, name=f"block{number}")
             x, inner = block(x, train=train)
             if undilated != 1:
@@ -129,4 +132,5 @@ VARIANTS = {
     "xception41": (Xception, {"entry": ENTRY, "middle": 8}),
     "xception65": (Xception, {"entry": ENTRY, "middle": 16}),
     "xception71": (Xception, {"entry": ENTRY_71, "middle": 16}),
+    "xception71_identity": (Xception, {"entry": ENTRY_71, "middle": 16, "identity": True}),
 }

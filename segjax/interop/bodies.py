@@ -29,6 +29,11 @@ def find(backbone: str, source: str) -> Body:
     raise InputError(f"{source} has no {backbone!r}: expected a resnet, a vgg or mobilenet_v2")
 
 
+def of_timm(backbone: str, output_stride: int) -> str:
+    """Returns the backbone that timm builds at an output stride: another one of Xception-71 alone, at 8."""
+    return f"{backbone}_identity" if (backbone, output_stride) == ("xception71", 8) else backbone
+
+
 def features(backbone: str) -> Body:
     """Returns the names of a backbone's tensors in timm's ``features_only`` form, which flattens some; as ``find``."""
     if backbone.startswith("xception"):

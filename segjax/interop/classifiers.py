@@ -66,7 +66,7 @@ def _timm(
     return models.build(
         "classifier",
         num_classes=found,
-        backbone=backbone,
+        backbone=bodies.of_timm(backbone, output_stride),
         width=width,
         output_stride=output_stride,
         sliding=backbone.startswith("vgg"),

@@ -196,12 +196,13 @@ def _deeplab(
     common = _common(model, shapes, encoder_name, in_channels, classes, aux_params, **fixed)
     if common["backbone"].startswith("vgg"):
         raise InputError(f"encoder_name={encoder_name!r}: smp's {model} has no VGG encoder, which it cannot dilate")
+    found = encoder(encoder_name)
     return models.build(
         "deeplab",
-        **common,
+        **common | {"backbone": bodies.of_timm(found.backbone, stride)},
         **ours,
         output_stride=stride,
-        dilate_first_block=encoder(encoder_name).dilate_first_block,
+        dilate_first_block=found.dilate_first_block,
         aspp_rates=tuple(decoder_atrous_rates),
         aspp_channels=decoder_channels,
         aspp_dropout=decoder_aspp_dropout,

@@ -65,7 +65,8 @@ DEEPLABS = {  # DeepLabV3, DeepLabV3Plus
     "xception41": (41_051_397, 28_095_253),
     "xception65": (53_998_149, 41_042_005),
     # timm leaves a shortcut of 728 to 728 channels out, 728^2 + 2 * 728, where DeepLabV3's stride of 8 has taken its
-    # block's stride; here it stays, as in the authors' code.
+    # block's stride; in "xception71" it stays, as in the authors' code.
+    "xception71_identity": (55_889_133, 43_464_429),
     "xception71": (55_889_133 + 728 * 730, 43_464_429),
 }
 QUICK = {"alexnet", "vgg11_bn", "resnet18", "mobilenet_v2"}  # the others take seconds each, and are slow
