@@ -17,6 +17,7 @@ from segjax import backbones, layers, ops
 from segjax.backbones.fpn import LEVELS, STRIDES
 from segjax.backbones.resnet import Block
 from segjax.models._detection_presets import Options
+from segjax.models._region_norm import RegionConv, convolutions
 from segjax.models._rpn import long_enough
 from segjax.types import Array
 
@@ -88,11 +89,12 @@ class BoxHead(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps [B, R, h, w, C] to [B, R, features]."""
+    def __call__(self, x: Array, *, train: bool, wanted: Array | None = None) -> Array:
+        """Maps [B, R, h, w, C] to [B, R, features]; statistics are of those ``wanted``, bool[B, R]."""
         leading = x.shape[:2]
         x = x.reshape(-1, *x.shape[2:])
-        x = convolutions(x, self.convs, x.shape[-1], self.norm, self.axis_name, train)
+        norm = functools.partial(RegionConv, x.shape[-1], self.axis_name) if self.norm else None
+        x = convolutions(x, self.convs, x.shape[-1], norm, train, wanted)
         for number in range(6, 7 if self.convs else 8):
             deviation = (1 / x[0].size) ** 0.5
             fc = layers.Conv(self.features, x.shape[1], padding=0, bias=True, deviation=deviation, name=f"fc{number}")
@@ -138,11 +140,12 @@ class MaskHead(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps [B, R, h, w, C] to logits [B, R, 2 h, 2 w, classes]."""
+    def __call__(self, x: Array, *, train: bool, wanted: Array | None = None) -> Array:
+        """Maps [B, R, h, w, C] to logits [B, R, 2 h, 2 w, classes]; statistics are of those ``wanted``, bool[B, R]."""
         leading = x.shape[:2]
         x = x.reshape(-1, *x.shape[2:])
-        x = convolutions(x, self.convs, self.channels, self.norm, self.axis_name, train)
+        norm = functools.partial(RegionConv, self.channels, self.axis_name) if self.norm else None
+        x = convolutions(x, self.convs, self.channels, norm, train, wanted)
         x = jax.nn.relu(layers.ConvTranspose(self.channels, bias=True, name="enlarge")(x))
         x = layers.Conv(self.classes, bias=True, deviation=0.001, name="masks")(x)
         return x.reshape(*leading, *x.shape[1:])
@@ -180,16 +183,6 @@ class Stage5(nn.Module):
             )
             x = block(x, train=train)
         return x.reshape(*leading, *x.shape[1:])
-
-
-def convolutions(x: Array, count: int, channels: int, norm: bool, axis_name: str | None, train: bool) -> Array:
-    """3x3 convolutions "conv1" ... of the module at hand, each with ReLU; with ``norm`` batch norm and no bias."""
-    for number in range(1, count + 1):
-        if norm:
-            x = layers.ConvNorm(channels, 3, axis_name=axis_name, name=f"conv{number}")(x, train=train)
-        else:
-            x = jax.nn.relu(layers.Conv(channels, 3, bias=True, name=f"conv{number}")(x))
-    return x
 
 
 def detect(
@@ -280,9 +273,10 @@ def build(model: Options, levels: Sequence[Array], resized: tuple[int, int], tra
         resized: rows and columns of the image before padding.
         train: norms use the batch's statistics.
     Returns:
-        box: f32[B, R, 4] -> (logits f32[B, R, K + 1], deltas f32[B, R, 4 n], what ``mask`` may use in place of the
-        same boxes, or None); mask: (f32[B, R, 4], columns i32[B, R], which are wanted bool[B, R], that or None) ->
-        logits f32[B, R, m, m] of each region's own class, what they may be where not wanted.
+        box: (f32[B, R, 4], which are wanted bool[B, R] or None) -> (logits f32[B, R, K + 1], deltas f32[B, R, 4 n],
+        what ``mask`` may use in place of the same boxes, or None);
+        mask: (f32[B, R, 4], columns i32[B, R], which are wanted bool[B, R], that or None) -> logits f32[B, R, m, m] of
+        each region's own class, what they may be where not wanted.
     """
     pyramid = model.architecture == "fpn"
     coded = model.num_classes + model.first_class
@@ -297,18 +291,18 @@ def build(model: Options, levels: Sequence[Array], resized: tuple[int, int], tra
     else:
         stage = functools.partial(_stage5(model), train=train and model.backbone_norm == "batch")
 
-    def box(boxes: Array) -> tuple[Array, Array, Array | None]:
+    def box(boxes: Array, wanted: Array | None = None) -> tuple[Array, Array, Array | None]:
         pooled = pool(boxes, BOX_SIZE if pyramid else MASK_SIZE)
         model.sow("intermediates", "box_pooled", pooled)
         shared = None if pyramid else stage(pooled)
-        return *predict(vector(pooled) if pyramid else shared.mean(axis=(2, 3))), shared
+        return *predict(vector(pooled, wanted=wanted) if pyramid else shared.mean(axis=(2, 3))), shared
 
-    def whole(boxes: Array, columns: Array, shared: Array | None) -> Array:
+    def whole(boxes: Array, columns: Array, wanted: Array, shared: Array | None) -> Array:
         if shared is None:
             pooled = pool(boxes, MASK_SIZE)
             model.sow("intermediates", "mask_pooled", pooled)
             shared = pooled if pyramid else stage(pooled)
-        logits = mask_head(shared)
+        logits = mask_head(shared, wanted=wanted)
         model.sow("intermediates", "mask_logits", logits)
         return of_class(logits, columns)
 
@@ -316,7 +310,7 @@ def build(model: Options, levels: Sequence[Array], resized: tuple[int, int], tra
         own = model.variables.get("params", {}).get("mask_head")
         # Batch norm looks at all regions; linen's modules, and what is sown, may not stand within a loop.
         if own is None or not pyramid or model.head_norm or model.is_mutable_collection("intermediates"):
-            return whole(boxes, columns, shared)
+            return whole(boxes, columns, wanted, shared)
         head = functools.partial(make_mask_head(parent=None).apply, {"params": own}, train=train)
         if train:  # pooled at once: its gradient adds to whole levels
             return in_parts(lambda x, c: of_class(head(x), c), wanted, pool(boxes, MASK_SIZE), columns)

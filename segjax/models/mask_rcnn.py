@@ -326,16 +326,16 @@ class Model(_detection_presets.Options):
         )
         drawn = jax.vmap(sample)(keys, jax.lax.stop_gradient(proposals), valid, truth)
         count = drawn["positive"].shape[1]
-        logits, deltas, shared = box(drawn["boxes"])
+        counted = truth.real[:, None]
+        logits, deltas, shared = box(drawn["boxes"], drawn["weight"] * counted > 0)
         boxes, columns = drawn["boxes"][:, :count], drawn["column"][:, :count]
-        own = mask(boxes, columns, drawn["positive"] > 0, None if shared is None else shared[:, :count])
+        own = mask(boxes, columns, drawn["positive"] * counted > 0, None if shared is None else shared[:, :count])
         target = functools.partial(ops.crop_mask_targets, size=own.shape[-1], binary=self.binary_masks)
         target = jax.vmap(lambda m, b, r, i, size: target(m, b, r, i, image_size=(size[0], size[1])))(
             *masks, boxes, drawn["object"], content
         )
         deltas = deltas[:, :count].reshape(*boxes.shape[:2], -1, 4)
         place = jnp.minimum(columns, deltas.shape[2] - 1)[..., None, None]
-        counted = truth.real[:, None]
         return {
             "class_logits": logits,
             "class_columns": drawn["column"],

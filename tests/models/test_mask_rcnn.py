@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from drawn import draw
 
-from segjax import losses, models, ops
-from segjax.models import _detection_presets, _roi_heads, _rpn, _samples
+from segjax import layers, losses, models, ops
+from segjax.models import _detection_presets, _region_norm, _roi_heads, _rpn, _samples
 from segjax.types import InputError
 
 K = 3
@@ -315,6 +315,36 @@ def test_proposals_are_the_best_of_each_level():
     np.testing.assert_allclose(scores[:5], jax.nn.sigmoid(np.array([9.0, 8.0, 3.0, 2.0, 0.0])), rtol=1e-6)
     np.testing.assert_array_equal(boxes[:, 0], [0, 40, 40, 60, 20, 0])
     assert boxes[3, 2] == 70 and not boxes[5].any()
+
+
+def test_norm_of_regions_counts_those_wanted():
+    """As ``BatchNorm`` of the wanted rows alone, with its gradient; without any, by the running statistics."""
+    rng = np.random.default_rng(0)
+    x, wanted = rng.normal(1, 2, (6, 3, 3, 4)).astype(np.float32), np.array([1, 0, 1, 1, 0, 0], bool)
+    weight = rng.normal(size=x.shape).astype(np.float32)
+    norm, plain = _region_norm.RegionNorm(), layers.BatchNorm()
+    variables = draw(jax.eval_shape(lambda: plain.init(jax.random.key(0), x, train=False)))
+
+    def run(module, x, weight, **call):
+        def value(x):
+            y, stats = module.apply(variables, x, train=True, mutable=["batch_stats"], **call)
+            return jnp.sum(weight * y), (y, stats["batch_stats"])
+
+        (_, rest), gradient = jax.value_and_grad(value, has_aux=True)(x)
+        return *rest, gradient
+
+    counted = wanted[:, None, None, None]
+    y, stats, gradient = run(norm, x, weight * counted, wanted=wanted)
+    expected, expected_stats, expected_gradient = run(plain, x[wanted], weight[wanted])
+    np.testing.assert_allclose(y[wanted], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gradient[wanted], expected_gradient, rtol=1e-4, atol=1e-5)
+    assert not np.any(gradient[~wanted])
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(stats[name], expected_stats[name], rtol=1e-5)
+    y, stats, gradient = run(norm, x, weight, wanted=np.zeros(6, bool))
+    np.testing.assert_allclose(y, plain.apply(variables, x, train=False), rtol=1e-5, atol=1e-5)
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(stats[name], variables["batch_stats"][name], rtol=1e-6)
 
 
 def test_levels_by_size():
