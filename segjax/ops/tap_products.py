@@ -59,14 +59,18 @@ def kernel_gradient(x: Array, y: Array, geometry: Geometry) -> Array:
         [kh, kw, Cin, Cout].
     """
     x = padded(x, geometry)
-    # The barrier has y transposed once, rather than inside every product.
-    rows = jax.lax.optimization_barrier(y.reshape(-1, y.shape[3]).T)
-    products = []
-    for u in range(geometry.window[0]):
-        for v in range(geometry.window[1]):
-            products.append(rows @ seen(x, geometry, (u, v)).reshape(-1, x.shape[3]))
-    products = jnp.stack(products).reshape(*geometry.window, y.shape[3], x.shape[3])
-    return products.transpose(0, 1, 3, 2)
+    rows = y.reshape(-1, y.shape[3]).T
+    span = [s * (m - 1) + 1 for s, m in zip(geometry.stride, geometry.output, strict=True)]
+
+    def product(tap: Array) -> Array:
+        start = [t * d for t, d in zip(jnp.divmod(tap, geometry.window[1]), geometry.dilation, strict=True)]
+        pixels = jax.lax.dynamic_slice(x, (0, *start, 0), (x.shape[0], *span, x.shape[3]))
+        pixels = pixels[:, :: geometry.stride[0], :: geometry.stride[1]]
+        return rows @ pixels.reshape(-1, x.shape[3])
+
+    # In a loop, so that one tap's pixels are in memory at a time: XLA would copy those of all taps of all layers.
+    products = jax.lax.map(product, jnp.arange(geometry.window[0] * geometry.window[1]))
+    return products.reshape(*geometry.window, y.shape[3], x.shape[3]).transpose(0, 1, 3, 2)
 
 
 def padded(x: Array, geometry: Geometry) -> Array:
