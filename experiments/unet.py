@@ -154,9 +154,8 @@ def _isbi(config: ConfigDict) -> None:
 
 
 def _isbi_small(config: ConfigDict) -> None:
-    """The paper's network with 16 to 256 channels and batch norm, AdamW, no weight map: 20 epochs of 24 sections."""
+    """The paper's network with 16 to 256 channels and batch norm, AdamW: 20 epochs of 24 sections."""
     _isbi(config)
-    config.data.border_weight = False
     config.model.update({"base_width": 16, "norm": "batch"})
     config.optimizer.update({"name": "adamw", "learning_rate": 2e-3, "schedule": "poly", "warmup_steps": 20})
     config.train.steps = 480

@@ -245,9 +245,9 @@ def test_buckets_share_out_the_images_by_aspect():
 def test_a_canvas_without_images_is_left_out():
     batches = take(3, Set(sizes=[(20, 30)] * 4, counts=[1] * 4), size=None, sizes=((24, 16), (16, 24)))
     assert {batch["image"].shape[1:3] for batch in batches} == {(16, 24)}
-    assert [fitted_instances.nearest_canvas(s, ((8, 8), (8, 16), (16, 16)), "pad") for s in ((9, 9), (9, 20), (3, 1))] == [
-        0, 1, 0,
-    ]  # fmt: skip
+    sizes = ((8, 8), (8, 16), (16, 16))
+    assert [fitted_instances.nearest_canvas(image, sizes, "pad") for image in ((9, 9), (9, 20), (3, 1))] == [0, 1, 0]
+    assert fitted_instances.nearest_canvas((9, 9), sizes, "crop") == 2  # the smallest that holds it
 
 
 def test_worker_processes_give_the_same_bits():
