@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from segjax import augment, augment_instances
-from segjax.data import fitted, pipeline
+from segjax.data import INSTANCE_KEYS, fitted, pipeline
 from segjax.data import instances as batching
 from segjax.data.fitted_instances import nearest_canvas
 from segjax.inference import instance_evaluation, instance_pictures, instances
@@ -35,7 +35,7 @@ from segjax.types import (
 
 EVAL_KEYS = ("max_dets",)  # of the section eval, beside those of every run; more may be there:
 EVAL_DEFAULTS = {"sizes": ()}
-DATA_KEYS = ("sizes", "max_instances", "mask_size")  # of the section data, beside those of every run
+DATA_KEYS = INSTANCE_KEYS  # of the section data, beside those of every run
 SUMMARY = ("mask_ap", "mask_ap50", "box_ap", "box_ap50")  # what summary.json says of the last evaluation
 PER_CLASS, EACH = "ap", "mask AP"  # the score of each class: its key in a result, its name
 
@@ -174,7 +174,7 @@ def pictures(result: Mapping[str, Any], dataset: Any) -> tuple[HostArray, list[H
     return instance_pictures.comparison(found, classes), each
 
 
-# By the identity of the module: the loop passes the same one each time, and nothing is compiled anew.
+# A module is equal to another of the same options: the loop passes the same each time, and nothing is compiled anew.
 @functools.lru_cache(maxsize=8)
 def _forward(module: Any, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh | None) -> Callable:
     return instances.make_forward(module.apply, mean=mean, std=std, mesh=mesh)

@@ -162,6 +162,9 @@ def _restore(
     except NoCheckpoint:
         weights = weights or pretrained.read(config)  # the checkpoints there may all be damaged
         if weights is None:
+            fixed = getattr(job.module, "frozen", lambda params: {})(job.initial.params)
+            if any(jax.tree.leaves(fixed)):
+                line.say("warning: layers that are not trained have random weights: set model.pretrained")
             return job.initial, 0, False
         return pretrained.start(config, job.initial, job.module.num_classes, weights, line.say), 0, False
     line.say(f"continuing from the checkpoint of step {step}")
