@@ -180,8 +180,8 @@ class Options(layers.Network):
         anchor_strides: "fixed", the levels' strides, or "inferred", padded size // size of the level.
         rpn_pre_nms, rpn_post_nms: proposals of a level before suppression, of all levels after it; (training,
             inference).
-        proposals_per: "image", or "batch": in training as many as of one image are chosen from all of the batch, so that
-            a larger batch wants a larger number.
+        proposals_per: "image", or "batch": in training as many as of one image are chosen from all of the batch (a
+            larger batch wants a larger number).
         rank_by: see ``_rpn.propose``.
         rpn_min_side, box_min_side: pixels; shorter proposals and detections are dropped.
         rpn_foreground, rpn_background, rpn_nms: IoU of anchors with objects from which they count as such, below which
