@@ -117,6 +117,7 @@ def images(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_published_weights(published, images, tmp_path, capsys, monkeypatch):
     """A step of almost no length leaves the weights as they were; the run that goes on needs the file no more."""
     path, _, variables = published

@@ -93,8 +93,17 @@ def forward(**options):
     return compiled(build(**options).apply)
 
 
-@pytest.mark.parametrize("options", [{}, {"preset": "torchvision"}, {"architecture": "c4", "background": "first"}])
-@pytest.mark.parametrize("size", [(1, 1), (33, 97)])
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({}, (33, 97)),
+        pytest.param({}, (1, 1), marks=pytest.mark.slow),
+        pytest.param({"preset": "torchvision"}, (1, 1), marks=pytest.mark.slow),
+        pytest.param({"preset": "torchvision"}, (33, 97), marks=pytest.mark.slow),
+        pytest.param({"architecture": "c4", "background": "first"}, (1, 1), marks=pytest.mark.slow),
+        pytest.param({"architecture": "c4", "background": "first"}, (33, 97), marks=pytest.mark.slow),
+    ],
+)
 def test_sizes_of_the_detections(options, size):
     module, columns = build(**options), K + 1
     outputs = jax.eval_shape(module.apply, variables_of(**options), jnp.zeros((2, *size, 3)))
@@ -160,7 +169,13 @@ def test_resized_within_and_boxes_in_the_given_pixels():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"architecture": "c4"}, {"preset": "torchvision_v2"}, {"preset": "detectron2"}]
+    "options",
+    [
+        {},
+        pytest.param({"architecture": "c4"}, marks=pytest.mark.slow),
+        pytest.param({"preset": "torchvision_v2"}, marks=pytest.mark.slow),
+        pytest.param({"preset": "detectron2"}, marks=pytest.mark.slow),
+    ],
 )
 def test_training(options):
     """Finite losses and gradients, an empty image and one object covering everything among them; norms move."""
