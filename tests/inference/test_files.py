@@ -92,6 +92,7 @@ def test_a_written_label_holds_ids_and_the_palette(tmp_path):
 def test_index_page_escapes_names():
     classes = Classes(("<b>", "b"))
     job = files.Job(pathlib.Path("a&b #1.jpg"), "a&b #1.png")
-    page = files.index_page("title <x>", [job], ["bad <y>.png: truncated"], classes)
+    page = files.index_page("title <x>", [job], ["bad <y>.png: truncated"], classes, {"class ids": "labels"})
     assert "&lt;b&gt;" in page and "title &lt;x&gt;" in page and "bad &lt;y&gt;.png" in page
     assert 'src="overlays/a%26b%20%231.png"' in page and "a&amp;b #1" in page
+    assert '<a href="labels/a%26b%20%231.png">class ids</a>' in page
