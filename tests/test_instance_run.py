@@ -15,6 +15,8 @@ EXPERIMENT = """
 from ml_collections import ConfigDict
 import importlib.util
 
+pytestmark = pytest.mark.slow
+
 def get_config(root):
     spec = importlib.util.spec_from_file_location("mask_rcnn", "experiments/mask_rcnn.py")
     module = importlib.util.module_from_spec(spec)

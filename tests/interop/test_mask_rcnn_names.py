@@ -12,6 +12,8 @@ from segjax import models
 from segjax.interop import torch as interop
 from segjax.types import InputError
 
+pytestmark = pytest.mark.slow
+
 V1 = {"source": "torchvision", "model": "maskrcnn_resnet50_fpn"}
 V2 = {"source": "torchvision", "model": "maskrcnn_resnet50_fpn_v2"}
 PRESETS = {"maskrcnn_resnet50_fpn": "torchvision", "maskrcnn_resnet50_fpn_v2": "torchvision_v2"}

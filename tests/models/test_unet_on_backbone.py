@@ -11,6 +11,8 @@ from segjax.models import unet
 from segjax.models._image_head import ImageHead
 from segjax.types import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def noise(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
