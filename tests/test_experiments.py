@@ -14,6 +14,7 @@ from PIL import Image
 from trained_run import CLASSES, write_images
 
 from segjax import config as configs
+from segjax import models
 from segjax.data.metadata import Classes
 from segjax.training import setup
 
@@ -41,15 +42,39 @@ def test_experiment_traces_one_step(spec: str):
     job = jax.eval_shape(lambda: setup.first_state(config, len(classes)))
     assert {leaf.dtype for leaf in jax.tree.leaves(job.params)} == {jnp.dtype("float32")}
     step = setup.make_step(config, classes)
-    height, width = config.data.size
-    batch = {
-        "image": jax.ShapeDtypeStruct((8, height, width, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((8, height, width), jnp.int32),
-        "valid": jax.ShapeDtypeStruct((8,), jnp.bool_),
-    }
+    batch = (_objects if models.finds_instances(config.model.name) else _labels)(config.data)
     state, metrics = jax.eval_shape(step, job, batch)
     assert jax.tree.structure(state) == jax.tree.structure(job)
     assert metrics["loss"].shape == ()
+
+
+def _labels(data) -> dict:
+    """A batch of 8 of a semantic set, as shapes and dtypes."""
+    array = jax.ShapeDtypeStruct
+    height, width = data.size
+    return {
+        "image": array((8, height, width, 3), jnp.uint8),
+        "label": array((8, height, width), jnp.int32),
+        "valid": array((8,), jnp.bool_),
+    }
+
+
+def _objects(data) -> dict:
+    """A batch of 8 of a set of objects, as shapes and dtypes."""
+    array = jax.ShapeDtypeStruct
+    height, width = (data.get("sizes") or (data.size,))[0]
+    rows = (8, data.max_instances)
+    return {
+        "image": array((8, height, width, 3), jnp.uint8),
+        "content_size": array((8, 2), jnp.int32),
+        "boxes": array((*rows, 4), jnp.float32),
+        "classes": array(rows, jnp.int32),
+        "crowd": array(rows, jnp.bool_),
+        "boxes_valid": array(rows, jnp.bool_),
+        "masks": array((*rows, data.mask_size, data.mask_size), jnp.uint8),
+        "mask_boxes": array((*rows, 4), jnp.float32),
+        "valid": array((8,), jnp.bool_),
+    }
 
 
 # Modes that read files, and what makes each of them small. Scores are zero at first in an FCN: at the authors' rates

@@ -11,11 +11,11 @@ from PIL import Image
 from segjax import evaluate, predict, rle, train
 from segjax.inference import files
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """
 from ml_collections import ConfigDict
 import importlib.util
-
-pytestmark = pytest.mark.slow
 
 def get_config(root):
     spec = importlib.util.spec_from_file_location("mask_rcnn", "experiments/mask_rcnn.py")

@@ -87,7 +87,7 @@ def test_dense_at_every_fourth_pixel_is_the_strided_network():
 
 def test_every_form_has_the_same_parameters():
     expected = shapes(**SMALL)
-    for form in patch.FORMS:
+    for form in patch.LEGAL["form"]:
         assert shapes(**SMALL, form=form) == expected
 
 
