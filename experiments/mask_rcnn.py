@@ -122,8 +122,8 @@ def _nuclei(config: ConfigDict) -> None:
     config.data.update(_files("nuclei"))
     config.data.max_instances = 400
     config.augment.update({"flip_vertical": 0.5, "scale": (0.7, 1.4), "brightness": 0.2, "contrast": 0.2})
-    config.model.update({"box_samples": 256, "detections": 500, "rpn_pre_nms": (1000, 1000)})
-    config.model.rpn_post_nms = (500, 1000)
+    config.model.update({"box_samples": 128, "mask_channels": 64, "detections": 500})
+    config.model.update({"rpn_pre_nms": (1000, 1000), "rpn_post_nms": (500, 1000)})
     config.optimizer.learning_rate = 1e-3
     config.train.steps = 1500
     config.eval.update({"every_steps": 500, "max_dets": (1, 100, 500), "batch_size": 1})
