@@ -97,7 +97,7 @@ CASES = (
         {"variant": "deconvnet", "bottleneck": 1024},
         "SegNet",
         {"variant": "deconvnet", "bottleneck": 1024},
-        (1, 224),
+        (2, 224),
         (32, 224),
     ),
     Case("U-Net valid", "unet", {"variant": "paper", "output": "native"}, "UNet", {"valid": True}, (1, 236), (8, 572)),

@@ -6,14 +6,16 @@ The bounds are measured: on two cores with AVX-512, float32, jax 0.10.2. `output
 import math
 from collections.abc import Callable
 
-from segjax.ops import blocked, clipped_taps, tap_products, window_columns
+from segjax.ops import blocked, clipped_taps, tap_products, window_columns, winograd
 from segjax.ops.geometry import Geometry
 from segjax.ops.transpose_methods import by_subpixels
 from segjax.types import Array
 
 Form = Callable[..., Array]
 _FEW_CHANNELS = 16  # of the input, with which a product for each tap would be too thin
+_WINOGRAD_CHANNELS = 64  # of input and output, below which its sums take longer than the products it saves
 _LARGEST = 2**26  # numbers that all taps' products may have in memory at a time
+_LARGEST_TILES = 2**25  # the same of the tiles' entries, of which several are there at a time
 
 
 def convolve(outputs: int, kernel: tuple[int, ...], geometry: Geometry) -> Form | None:
@@ -30,6 +32,8 @@ def convolve(outputs: int, kernel: tuple[int, ...], geometry: Geometry) -> Form 
         return None
     if clipped_taps.suits(geometry):
         return clipped_taps.convolve
+    if _by_winograd(outputs, kernel, geometry):
+        return winograd.convolve
     return window_columns.convolve if 2 * outputs <= kernel[3] else None
 
 
@@ -43,6 +47,8 @@ def transpose(outputs: int, kernel: tuple[int, ...], geometry: Geometry) -> Form
         return tap_products.transpose if by_taps else by_subpixels
     if clipped_taps.suits(geometry):
         return clipped_taps.transpose
+    if _by_winograd(outputs, kernel, geometry):
+        return winograd.transpose
     pays = outputs <= 2 * kernel[3] or 2 * kernel[2] <= kernel[3]
     fits = tap_products.suits(geometry) and outputs * math.prod(kernel[:3]) <= _LARGEST
     return tap_products.transpose if pays and fits else None
@@ -56,6 +62,15 @@ def kernel_gradient(outputs: int, kernel: tuple[int, ...], geometry: Geometry) -
         return None
     if clipped_taps.suits(geometry):
         return clipped_taps.kernel_gradient
+    if _by_winograd(outputs, kernel, geometry):
+        return winograd.kernel_gradient
     if kernel[2] < _FEW_CHANNELS or 2 * outputs <= kernel[3]:
         return window_columns.kernel_gradient
     return tap_products.kernel_gradient if tap_products.suits(geometry) else None
+
+
+def _by_winograd(outputs: int, kernel: tuple[int, ...], geometry: Geometry) -> bool:
+    """Few outputs do not repay the transformed kernel, 16/9 of it; the tiles' entries are 4 times the pixels."""
+    least, most = min(kernel[2:]), max(kernel[2:])
+    fits = least >= _WINOGRAD_CHANNELS and 4 * outputs > most and 4 * outputs * most <= _LARGEST_TILES
+    return fits and winograd.suits(geometry)

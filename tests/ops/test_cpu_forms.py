@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segjax import ops
-from segjax.ops import blocked, clipped_taps, cpu_forms, tap_products, window_columns
+from segjax.ops import blocked, clipped_taps, cpu_forms, tap_products, window_columns, winograd
 from segjax.ops.conv_geometry import conv_geometry
 
 # [B, H, W, Cin], kernel [kh, kw, Cin, Cout], stride, padding, dilation
@@ -24,6 +24,10 @@ CASES = {
     "dilated on one axis": ((1, 5, 8, 16), (3, 2, 16, 3), 1, ((3, 5), (0, 1)), (4, 1)),
     "no tap inside some windows": ((1, 3, 3, 16), (2, 2, 16, 3), 1, 8, 5),
     "many taps": ((1, 11, 10, 16), (9, 9, 16, 3), 1, 4, 1),
+    "Winograd": ((2, 8, 10, 64), (3, 3, 64, 72), 1, 1, 1),
+    "Winograd, odd sizes": ((1, 7, 9, 72), (3, 3, 72, 64), 1, 0, 1),
+    "Winograd, uneven padding": ((1, 6, 7, 64), (3, 3, 64, 64), 1, ((0, 3), (2, 1)), 1),
+    "Winograd, one row": ((1, 1, 20, 64), (3, 3, 64, 64), 1, 1, 1),
     "blocks": ((1, 8, 8, 4), (4, 4, 4, 3), 2, 1, 1),
     "an empty batch": ((0, 8, 8, 16), (3, 3, 16, 3), 1, 1, 1),
 }
@@ -61,7 +65,7 @@ def test_equal_xla_with_first_and_second_gradients(case):
         np.testing.assert_allclose(got, expected, atol=2e-4 * max(1, np.abs(expected).max(initial=0)))
 
 
-@pytest.mark.parametrize("case", ["wide dilation", "fully connected", "by taps"])
+@pytest.mark.parametrize("case", ["wide dilation", "fully connected", "by taps", "Winograd"])
 def test_bfloat16_is_rounded_once(case):
     shape, window, stride, padding, dilation = CASES[case]
     x, kernel = (jnp.asarray(draw(s, i), jnp.bfloat16) for i, s in enumerate((shape, window)))
@@ -86,6 +90,9 @@ def test_the_cases_have_the_forms_they_are_named_after():
     assert forms("nearly fully connected")[0] is window_columns.convolve
     for name in ("wide dilation", "only the middle tap", "no tap inside some windows"):
         assert forms(name) == [clipped_taps.convolve, clipped_taps.transpose, clipped_taps.kernel_gradient]
+    for name in ("Winograd", "Winograd, odd sizes", "Winograd, uneven padding", "Winograd, one row"):
+        assert forms(name) == [winograd.convolve, winograd.transpose, winograd.kernel_gradient]
     assert forms("blocks")[2] is blocked.kernel_gradient
     assert forms("many taps", batch=100)[2] is None
     assert forms("by taps", batch=10**5)[1] is None  # not in memory
+    assert forms("Winograd", batch=10**5) == [None, None, tap_products.kernel_gradient]
