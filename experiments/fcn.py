@@ -4,7 +4,9 @@
     python -m segjax.train --config=experiments/fcn.py:camvid         CamVid at 256x192, a quarter of the channels
     python -m segjax.train --config=experiments/fcn.py:camvid_full    CamVid at 480x360, VGG-16 with batch norm: a GPU
     python -m segjax.train --config=experiments/fcn.py:voc            FCN-8s at-once on PASCAL VOC, the authors' solver
-    python -m segjax.train --config=experiments/fcn.py:voc_32s        FCN-32s, the authors' solver
+    python -m segjax.train --config=experiments/fcn.py:voc_32s        FCN-32s, the authors' solver; from its folder
+    python -m segjax.train --config=experiments/fcn.py:voc_16s --config.model.pretrained=FOLDER  and from that
+    python -m segjax.train --config=experiments/fcn.py:voc_8s --config.model.pretrained=FOLDER
     python -m segjax.train --config=experiments/fcn.py:voc_alexnet    FCN-AlexNet, the authors' solver
     python -m segjax.train --config=experiments/fcn.py:voc_dilated    torchvision's FCN on ResNet-50
 
@@ -35,6 +37,8 @@ def get_config(mode: str = "shapes") -> ConfigDict:
         "camvid_full": _camvid_full,
         "voc": _voc,
         "voc_32s": _voc_32s,
+        "voc_16s": _voc_16s,
+        "voc_8s": _voc_8s,
         "voc_alexnet": _voc_alexnet,
         "voc_dilated": _voc_dilated,
     }
@@ -182,10 +186,24 @@ def _voc(config: ConfigDict) -> None:
 
 
 def _voc_32s(config: ConfigDict) -> None:
-    """FCN-32s, the first of three stages: 16s starts from it at a hundredth of its rate, 8s from 16s at another."""
+    """FCN-32s, the first of the authors' three stages."""
     _voc(config)
     config.model.update({"stride": 32, "at_once": False})
     config.train.steps = 100_000
+
+
+def _voc_16s(config: ConfigDict) -> None:
+    """The second stage, from the first at a hundredth of its rate."""
+    _voc_32s(config)
+    config.model.stride = 16
+    config.optimizer.learning_rate *= 1e-2
+
+
+def _voc_8s(config: ConfigDict) -> None:
+    """The third, from the second at a hundredth of its rate."""
+    _voc_16s(config)
+    config.model.stride = 8
+    config.optimizer.learning_rate *= 1e-2
 
 
 def _voc_alexnet(config: ConfigDict) -> None:

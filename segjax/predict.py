@@ -141,12 +141,13 @@ def _predict(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int
         arguments.workdir, config, classes, which=arguments.checkpoint, ema=ema, warn=_warn
     )
     print(f"{len(jobs)} image{'s' * (len(jobs) != 1)}, checkpoint {step} of {arguments.workdir}")
-    predict = _make_predict(module, variables, config, batch_size, arguments.tile)
+    progress = Progress(len(jobs), "predicted", sys.stdout)
+    predict = _make_predict(module, variables, config, batch_size, arguments.tile, progress)
     explained = devices.explained(config, key="eval.batch_size", flag="--batch", batch=batch_size)
     with explained, ThreadPoolExecutor(_THREADS) as pool:
         stride = -(-len(jobs) // _SHEET_CELLS)
         results = _Results(output, classes, outcome, frozenset(jobs[::stride]), pool)
-        skipped = _run(jobs, batch_size, predict, results)
+        skipped = _run(jobs, batch_size, predict, results, progress)
         outcome.finish()
     _write_pages(results, f"{arguments.workdir}, checkpoint {step}", jobs, skipped)
     if skipped:
@@ -179,7 +180,7 @@ def _outcome(
 
 
 def _make_predict(
-    module: Any, variables: Variables, config: ConfigDict, batch_size: int, tile: int | None
+    module: Any, variables: Variables, config: ConfigDict, batch_size: int, tile: int | None, progress: Progress
 ) -> Callable[[Sequence[HostArray]], list[Any]]:
     """The function from images to objects, or to class ids, of the canvas or of tiles."""
     apply = module.apply
@@ -189,7 +190,7 @@ def _make_predict(
     rows, columns = (tile, tile) if tile else config.data.size
     if tile is not None:
         try:
-            predict = tiled_images.make_predict_images(apply, variables, tile=tile, **options)
+            predict = tiled_images.make_predict_images(apply, variables, tile=tile, progress=progress.part, **options)
         except ValueError as error:
             raise InputError(f"--tile={tile}: {error}") from error
     else:
@@ -205,9 +206,9 @@ def _run(
     batch_size: int,
     predict: Callable[[Sequence[HostArray]], list[Any]],
     results: _Results,
+    progress: Progress,
 ) -> list[str]:
     """Reads, predicts and writes all; returns what is wrong with the files that could not be read."""
-    progress = Progress(len(jobs), "predicted", sys.stdout)
     skipped: list[str] = []
     done = 0
     for readable, pictures, failed in _read_ahead(jobs, batch_size, results.pool):

@@ -101,6 +101,8 @@ ON_FILES = {
     "fcn.py:camvid_full": {"model.width": 1 / 32, **FAST},
     "fcn.py:voc": VOC,
     "fcn.py:voc_32s": VOC,
+    "fcn.py:voc_16s": VOC,
+    "fcn.py:voc_8s": VOC,
     "fcn.py:voc_alexnet": VOC,
     "fcn.py:voc_dilated": {**VOC, "model.width": 1 / 16, "model.backbone": "resnet18"},
     "patch.py:camvid": PATCH,

@@ -25,15 +25,15 @@ class Progress:
         self._shown = ""  # the live line as it stands
         self._said: float | None = None  # when a line was last written
         self._first: tuple[float, int] | None = None  # the first call: it compiled, the speed is that of the others
+        self._done = 0
 
     def __call__(self, done: int) -> None:
         """Shows that ``done`` images are finished, if it is time to."""
-        now, last = self._clock(), done >= self._total
+        now, last, self._done = self._clock(), done >= self._total, done
         if self._first is None:
             self._first = (now, done)
             self._said = None if self._live else now
-        wait = _LIVE_S if self._live else _PLAIN_S
-        if not last and self._said is not None and now - self._said < wait:
+        if not last and not self._due(now):
             return
         self._said = now
         text = f"{self._verb} {done}/{self._total} images"
@@ -41,6 +41,21 @@ class Progress:
         if done > first and now > begin:
             speed = (done - first) / (now - begin)
             text += f", {speed:.1f} images/s" + ("" if last else f", {(self._total - done) / speed:.0f} s left")
+        self._write(text, last)
+
+    def part(self, done: int, total: int) -> None:
+        """Shows how many tiles of the image in work are finished, if it is time to."""
+        now = self._clock()
+        if self._said is None:
+            self._said = now
+        if done < total and self._due(now):
+            self._said = now
+            self._write(f"{self._verb} {self._done}/{self._total} images, of the next {done}/{total} tiles", False)
+
+    def _due(self, now: float) -> bool:
+        return self._said is None or now - self._said >= (_LIVE_S if self._live else _PLAIN_S)
+
+    def _write(self, text: str, last: bool) -> None:
         if self._live:
             self._shown = "" if last else text[: shutil.get_terminal_size().columns - 1]
             self._stream.write(_CLEAR + (f"{text}\n" if last else self._shown))

@@ -19,6 +19,7 @@ def make_predict_images(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Callable[[Sequence[HostArray]], list[HostArray]]:
     """Makes the function from images to class ids; no image is resized.
 
@@ -31,6 +32,7 @@ def make_predict_images(
         mean: as ``evaluation.make_predict``.
         std: as ``evaluation.make_predict``.
         batch_size: tiles of one call of the network.
+        progress: called with (tiles done, tiles of the image) after each.
 
     Returns:
         predict(images u8[h, w, 3] of any sizes) -> [h, w] class ids of each.
@@ -49,7 +51,7 @@ def make_predict_images(
 
     def predict_images(images: Sequence[HostArray]) -> list[HostArray]:
         """Class ids of each image at its own size."""
-        options = {"tile": tile, "sizes": sizes, "batch_size": batch_size, "result": "classes"}
+        options = {"tile": tile, "sizes": sizes, "batch_size": batch_size, "result": "classes", "progress": progress}
         return [tiling.predict(bound, np.asarray(image), **options) for image in images]
 
     return predict_images

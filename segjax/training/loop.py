@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, stop: signals.StopRequest, co
     setup.check(config, jax.device_count())
     line = progress.Progress(total_steps=config.train.steps, batch_size=config.train.batch_size)
     # Before the images, so that a mistake shows at once; a run that goes on does not need the file any more.
-    weights = None if workdirs.started(workdir) else pretrained.read(config)
+    weights = None if workdirs.started(workdir) else pretrained.read(config, line.say)
     train_set, eval_set = setup.open_sets(config, line.reading)
     workdirs.keep_classes(workdir, train_set.classes)
     if stop.signal is not None:
@@ -160,7 +160,7 @@ def _restore(
     try:
         state, step, info = checkpoints.restore(job.initial, which="latest")
     except NoCheckpoint:
-        weights = weights or pretrained.read(config)  # the checkpoints there may all be damaged
+        weights = weights or pretrained.read(config, line.say)  # the checkpoints there may all be damaged
         if weights is None:
             fixed = getattr(job.module, "frozen", lambda params: {})(job.initial.params)
             if any(jax.tree.leaves(fixed)):

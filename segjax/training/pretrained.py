@@ -1,10 +1,13 @@
 """Starting a run from published or earlier weights: ``config.model.pretrained``.
 
 Of a file of the same model every leaf is taken; where its number of classes is another one, the leaves with an axis of
-classes keep their fresh values. Of a file of another model (a classifier) the backbone is taken, whole, and of a
-classifier the fully connected layers that the model has in the same shape (FCN on VGG). What was kept is one line.
+classes keep their fresh values. Of a run of the same model (its folder: the best checkpoint) what both have is taken,
+so that FCN-16s starts from FCN-32s. Of another model (a classifier) the backbone is taken, whole, and of a classifier
+the fully connected layers that the model has in the same shape (FCN on VGG). What was kept is one line.
 """
 
+import pathlib
+import warnings
 from collections.abc import Callable, Mapping
 
 import flax.traverse_util
@@ -15,17 +18,22 @@ from ml_collections import ConfigDict
 from segjax import layers
 from segjax.interop import converted
 from segjax.interop.converted import Converted
-from segjax.training import optimizer, state
+from segjax.interop.preprocessing import Preprocessing
+from segjax.training import optimizer, state, trained, workdirs
 from segjax.types import Array, HostArray, InputError
 
 BACKBONE, REGIONS = "/backbone/", "/res5/"  # the latter: a ResNet's last stage where it is the head of regions
+RUN = "run"  # the source of weights of a run
 CONNECTED = ("params/fc6/", "params/fc7/")  # of a classifier
 Leaves = Mapping[str, Array | HostArray]
 
 
-def read(config: ConfigDict) -> Converted | None:
+def read(config: ConfigDict, warn: Callable[[str], None] = warnings.warn) -> Converted | None:
     """The weights that ``config.model.pretrained`` names; None where it names none.
 
+    Args:
+        config: the experiment.
+        warn: called with one line for each damaged checkpoint of a run that was passed over.
     Raises:
         InputError: the file cannot be read, see ``interop.converted.read``; or it is of another backbone.
     """
@@ -33,7 +41,7 @@ def read(config: ConfigDict) -> Converted | None:
     if not where:
         return None
     try:
-        found = converted.read(where)
+        found = _of_run(where, warn) if pathlib.Path(where).is_dir() else converted.read(where)
     except InputError as error:
         raise InputError(f"model.pretrained={where!r}: {error}") from error
     theirs = getattr(found.module, "backbone", None)
@@ -62,7 +70,9 @@ def start(
     where = f"model.pretrained={config.model.pretrained!r}"
     same = weights.model == config.model.name
     if same:
-        taken = _whole(fresh, theirs, num_classes, weights.module.num_classes, where)
+        shared = {name: leaf for name, leaf in fresh.items() if weights.source != RUN or name in theirs}
+        theirs = {name: leaf for name, leaf in theirs.items() if weights.source != RUN or name in fresh}
+        taken = _whole(shared, theirs, num_classes, weights.module.num_classes, where)
     else:
         taken = _backbone(fresh, theirs, weights.model == "classifier", where)
     say(_told(weights, fresh, taken, num_classes))
@@ -72,6 +82,16 @@ def start(
     variables = {"params": {}, "batch_stats": {}, **flax.traverse_util.unflatten_dict(leaves, sep="/")}
     tx, _ = optimizer.make_optimizer(total_steps=config.train.steps, **config.optimizer)
     return state.create(variables, tx, key=initial.key, ema=bool(jax.tree.leaves(initial.ema)))
+
+
+def _of_run(folder: str, warn: Callable[[str], None]) -> Converted:
+    """The best checkpoint of a run; the moving average where that is what the run evaluates."""
+    if not (pathlib.Path(folder) / workdirs.CONFIG).is_file():
+        raise InputError(f"a folder, but not of a run of segjax.train: it has no {workdirs.CONFIG}")
+    _, config, classes = trained.read(folder, {})
+    module, variables, step = trained.restore(folder, config, classes, which="best", ema=config.eval.ema, warn=warn)
+    prepared = Preprocessing(tuple(config.augment.mean), tuple(config.augment.std))
+    return Converted(module, variables, prepared, RUN, f"{folder}, checkpoint {step}", {})
 
 
 def _flat(variables: Mapping) -> dict[str, Array | HostArray]:

@@ -51,3 +51,20 @@ def test_a_live_line_is_overwritten_and_stands_at_the_end():
 
 def test_a_live_line_is_not_redrawn_more_often_than_one_can_see():
     assert run(Terminal(), 0.01, total=20).count("images") < 8
+
+
+def test_tiles_of_a_large_image_are_shown_now_and_then():
+    for stream, expected in (
+        (io.StringIO(), ["predicted 0/1 images, of the next 3/4 tiles", "predicted 1/1 images"]),
+        (
+            Terminal(),
+            ["", *(f"predicted 0/1 images, of the next {n}/4 tiles" for n in (2, 3)), "predicted 1/1 images\n"],
+        ),
+    ):
+        clock = Clock()
+        progress = Progress(1, "predicted", stream, clock)
+        for tile in range(1, 5):
+            clock.now += 6.0
+            progress.part(tile, 4)
+        progress(1)
+        assert (stream.getvalue().split("\r\x1b[K") if stream.isatty() else stream.getvalue().splitlines()) == expected

@@ -8,8 +8,10 @@ from drawn import draw
 
 from segjax import config as configs
 from segjax import models
+from segjax.data.metadata import Classes
 from segjax.interop import converted, files, preprocessing, safetensors, torch
 from segjax.training import pretrained, setup
+from segjax.training.checkpoint import Checkpoints
 from segjax.types import InputError
 
 MODEL = {"backbone": "resnet18", "width": 0.125, "aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 8}
@@ -178,6 +180,33 @@ def test_files_are_read_by_what_the_config_says(tmp_path):
             pretrained.read(config_of(pretrained=where))
     with pytest.raises(InputError, match="has the backbone 'resnet18', but model.backbone is 'resnet50'"):
         pretrained.read(config_of(pretrained=str(ours), backbone="resnet50"))
+
+
+def test_fcn_16s_starts_from_the_best_checkpoint_of_a_run_of_32s(tmp_path):
+    small = {"model.width": 1 / 32, "data.size": (64, 64), "model.upsampling": "learned"}
+    first, second = (configs.override(configs.load_experiment(f"experiments/fcn.py:{mode}"), small)
+                     for mode in ("voc_32s", "voc_16s"))  # fmt: skip
+    shapes = jax.eval_shape(lambda: setup.first_state(first, 2))
+    with Checkpoints(tmp_path / "checkpoints", keep_last=2) as checkpoints:
+        for step, miou in ((1, 0.5), (2, 0.4)):
+            trained = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            trained = trained.replace(params=draw(shapes.params, seed=step), step=jnp.int32(step))
+            checkpoints.save(step, trained, metrics={"miou": miou}, wait=True)
+    configs.save_json(tmp_path / "config.json", first)
+    with pytest.raises(InputError, match=r"model.pretrained='.*/checkpoints': a folder, but not of a run"):
+        pretrained.read(configs.override(second, {"model.pretrained": str(tmp_path / "checkpoints")}))
+    Classes(("thing", "other")).write(tmp_path / "classes.json")
+    config = configs.override(second, {"model.pretrained": str(tmp_path)})
+    weights = pretrained.read(config)
+    initial, state, (said,) = start(config, weights, classes=2)
+    best, names = flat(draw(shapes.params, seed=1)), flat(state.params)
+    drawn = [name for name in names if name not in best]
+    assert {name.split("'")[1] for name in drawn} == {"decoder", "score_pool4"} and len(drawn) == 4
+    for name, leaf in names.items():
+        np.testing.assert_array_equal(leaf, (flat(initial.params) if name in drawn else best)[name])
+    assert f"starting from run {tmp_path}, checkpoint 1: " in said and said.endswith("drawn anew: decoder, score_pool4")
+    with pytest.raises(InputError, match=r"params/backbone/conv1_1/bias is \[2\] there, but \[4\] in"):
+        start(configs.override(config, {"model.width": 1 / 16}), weights, classes=2)
 
 
 def test_the_key_is_no_option_of_the_model():
