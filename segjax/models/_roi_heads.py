@@ -40,20 +40,16 @@ class Pooling(NamedTuple):
 
     def __call__(self, features: Sequence[Array], boxes: Array, size: int) -> Array:
         """Pools boxes f32[B, R, 4] of the image's pixels from levels [B, h, w, C] to [B, R, size, size, C]."""
-        rows, count = boxes.shape[:2]
-        flat, image = boxes.reshape(-1, 4), jnp.repeat(jnp.arange(rows), count)
-        pooled = ops.roi_align_levels(
+        return ops.roi_align_levels(
             features,
-            flat,
-            image,
-            levels_of(flat, self.scales, self.level_epsilon),
+            boxes,
+            levels_of(boxes, self.scales, self.level_epsilon),
             output_size=size,
             spatial_scales=self.scales,
             sampling_ratio=self.sampling_ratio,
             aligned=self.aligned,
             max_sampling=None if self.sampling_ratio else self.max_sampling,
         )
-        return pooled.reshape(rows, count, *pooled.shape[1:])
 
 
 def levels_of(boxes: Array, scales: Sequence[float], epsilon: str) -> Array:
