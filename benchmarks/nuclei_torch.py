@@ -5,8 +5,8 @@
 Needs torch, torchvision, pycocotools and Pillow, in an environment of their own; segjax is not imported. ResNet-18-FPN
 from random weights with live batch norm, 128 channels, heads of 256 and 64, windows of 256x256 zoomed by 0.7 to 1.4,
 flips, brightness and contrast, batch 4, AdamW 1e-3, weight decay 1e-4, gradients clipped to norm 10, 100 warm-up
-steps, then (1 - t/T)^0.9 with t the CPU time spent, which what else the machine does leaves alone. Prints COCO's box and mask AP of the validation images, whole, with at
-most 100 and 500 detections of an image.
+steps, then (1 - t/T)^0.9 with t the CPU time spent, which what else runs on the machine leaves alone. Prints COCO's box
+and mask AP of the validation images, whole, with at most 100 and 500 detections of an image.
 """
 
 import argparse
