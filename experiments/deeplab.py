@@ -282,7 +282,8 @@ def _voc_v2(config: ConfigDict) -> None:
 def _voc_v3(config: ConfigDict) -> None:
     """The first of the paper's two rounds (section 4): output stride 16, 30,000 steps of 16 crops.
 
-    The second, 30,000 steps at stride 8 from 0.001 with frozen norms, is --config.model.output_stride=8.
+    The second, 30,000 steps at stride 8 from 0.001, goes on from the folder of the first, without the paper's frozen
+    norms: --config.model.output_stride=8 --config.optimizer.learning_rate=1e-3 --config.model.pretrained=FOLDER.
     """
     _voc(config)
     config.model.update({"variant": "v3", "backbone": "resnet101", "separable": False})

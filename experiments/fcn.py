@@ -215,7 +215,10 @@ def _voc_alexnet(config: ConfigDict) -> None:
 
 
 def _voc_dilated(config: ConfigDict) -> None:
-    """torchvision's reference script on VOC: 30 epochs, batch 32, poly, zooms of 0.5 to 2 (theirs cuts 480 pixels)."""
+    """torchvision's reference script on VOC: 30 epochs, batch 32, poly, zooms of 0.5 to 2.
+
+    Theirs cuts 480 pixels, and gives the auxiliary head ten times the rate, and decays norms and biases.
+    """
     _voc(config)
     config.augment.update({"scale": (0.5, 2.0), "flip": 0.5})
     config.model.update({

@@ -71,7 +71,7 @@ def make_augment(
       brightness, contrast, saturation: b >= 0, factors uniform in [max(0, 1 - b), 1 + b].
       hue: h in [0, 0.5], shift uniform in [-h, h] of a full turn.
       sampled_pixels: keep the labels of that many pixels of each image, drawn uniformly among the labelled ones, and
-        ignore all others, as training on patches does (Long et al. 2015, section 3.4); 0: keep all.
+        make all others -1, which no loss counts, as training on patches does (Long et al. 2015, section 3.4); 0: all.
     Returns:
       augment(key, batch, index): batch with "image" u8[B, H, W, 3] -> f32[B, h, w, 3] normalised, "label" and
       "weight" [B, H, W] -> [B, h, w]; index i32[B], the examples' positions in the global batch. Example i draws from
@@ -120,13 +120,14 @@ def drawn(key: Array, index: Array) -> tuple[Array, Array]:
 
 
 def _sampled(keys: Array, label: Array, count: int, ignore_label: int) -> Array:
-    """The labels [B, h, w] of ``count`` labelled pixels of each example (of all, where there are fewer)."""
+    """The labels [B, h, w] of ``count`` labelled pixels of each example (of all, where there are fewer), else -1."""
 
     def one(key: Array, plane: Array) -> Array:
         draw = jax.random.uniform(jax.random.fold_in(key, DRAWS), (plane.size,))
         draw = jnp.where(plane.ravel() == ignore_label, -1.0, draw)
         chosen = jnp.zeros(plane.size, bool).at[jax.lax.top_k(draw, min(count, plane.size))[1]].set(True)
-        return jnp.where(chosen.reshape(plane.shape), plane, jnp.asarray(ignore_label, plane.dtype))
+        # Not ignore_label, which may be the id of a class: a model that samples must see what was drawn.
+        return jnp.where((chosen & (draw >= 0)).reshape(plane.shape), plane, jnp.asarray(-1, plane.dtype))
 
     return jax.vmap(one)(keys, label)
 

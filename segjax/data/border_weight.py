@@ -61,14 +61,14 @@ def weight_map(
     Returns:
         f32[H, W].
     Raises:
-        ValueError: w0 < 0, sigma <= 0, or unlike shapes.
+        ValueError: w0 < 0, sigma <= 0, no pixels, or unlike shapes.
     """
     if not (w0 >= 0 and sigma > 0):
         raise ValueError(f"w0={w0}, sigma={sigma}: expected w0 >= 0 and sigma > 0")
     if cells is None:
         cells = instances(label, background=background, ignore_label=ignore_label)
-    if cells.shape != label.shape or label.ndim != 2:
-        raise ValueError(f"label has shape {label.shape}, cells {cells.shape}: expected the same, [H, W]")
+    if cells.shape != label.shape or label.ndim != 2 or label.size == 0:
+        raise ValueError(f"label has shape {label.shape}, cells {cells.shape}: expected the same, [H, W] with pixels")
     nearest, second = _two_nearest(cells, int(np.ceil(_REACH * sigma)))
     weight = _balance(label, ignore_label) + w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
     return np.where(label == ignore_label, 0, weight).astype(np.float32)

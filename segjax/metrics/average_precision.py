@@ -110,10 +110,11 @@ def empty(
     """
     if iou_type not in IOU_TYPES:
         raise ValueError(f"iou_type={iou_type!r}: expected one of {', '.join(IOU_TYPES)}")
-    limits = tuple(sorted({int(limit) for limit in max_dets}))
+    whole = isinstance(max_dets, Sequence) and all(isinstance(limit, (int, np.integer)) for limit in max_dets)
+    limits = tuple(sorted({int(limit) for limit in max_dets})) if whole else ()
     if not limits or limits[0] < 1:
         raise ValueError(f"max_dets={max_dets!r}: expected one or more numbers from 1 on")
-    if not categories or any("id" not in category for category in categories):
+    if not categories or not all(isinstance(one, Mapping) and "id" in one for one in categories):
         raise InputError(f'categories are {str(categories)[:60]}: expected [{{"id", "name"}}, ...], one or more')
     names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
     shape = (0, len(AREAS), len(THRESHOLDS))
@@ -327,4 +328,7 @@ def _images(state: State, ground_truth: Mapping[str, Any]) -> dict[Any, Mapping[
 def _listed(ground_truth: Mapping[str, Any], key: str) -> list:
     if not isinstance(ground_truth, Mapping) or not isinstance(ground_truth.get(key), (list, tuple)):
         raise InputError(f'the ground truth has no list "{key}": expected COCO\'s images, categories and annotations')
+    for number, entry in enumerate(ground_truth[key]):
+        if not isinstance(entry, Mapping):
+            raise InputError(f"number {number} of the ground truth's {key} is {str(entry)[:60]}: expected an object")
     return ground_truth[key]

@@ -1,7 +1,7 @@
 """COCO's lists of annotations and of results as arrays, in the order in which they are matched."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ def read_detections(
         return f"detection number {place[i]}"
 
     # The first detection of all says how sizes are measured, as in COCO's code.
-    boxed = bool(len(detections)) and detections[0].get("bbox") not in (None, [], ())
+    boxed = bool(len(detections)) and len(_box_of(detections[0])) > 0
     if boxed:
         box = _numbers(kept, "bbox", name, 4)
         area = box[:, 2] * box[:, 3]
@@ -136,15 +136,24 @@ def _groups(
         image = np.array([at.get(x["image_id"], -1) for x in objects], np.int64)
         category = np.array([categories.get(x["category_id"], -1) for x in objects], np.int64)
     except (KeyError, TypeError) as error:
-        i = next(
-            i for i, x in enumerate(objects) if not isinstance(x, Mapping) or not {"image_id", "category_id"} <= {*x}
-        )
-        raise InputError(f'{name(i)} is {str(objects[i])[:60]}: expected "image_id" and "category_id"') from error
+        i = next(i for i, x in enumerate(objects) if not (isinstance(x, Mapping) and _has_ids(x)))
+        raise InputError(
+            f'{name(i)} is {str(objects[i])[:60]}: expected "image_id" and "category_id", each a number or a string'
+        ) from error
     if strict and (image < 0).any():
         i = int(np.argmin(image))
         raise InputError(f"{name(i)} has the image_id {objects[i]['image_id']!r}: no such image in the ground truth")
     place = np.flatnonzero((image >= 0) & (category >= 0))
     return image[place] * len(categories) + category[place], place, int((category < 0).sum())
+
+
+def _has_ids(x: Mapping[str, Any]) -> bool:
+    return all(isinstance(x.get(key), Hashable) and key in x for key in ("image_id", "category_id"))
+
+
+def _box_of(detection: Mapping[str, Any]) -> Sequence:
+    box = detection.get("bbox")
+    return box if isinstance(box, (list, tuple, np.ndarray)) else ()
 
 
 def _numbers(objects: Sequence, key: str, name: Callable[[int], str], width: int = 0) -> HostArray:

@@ -20,11 +20,12 @@ def box_area(boxes: Array) -> Array:
     """Width times height, as they come: inverted in one axis is negative, in both positive.
 
     Args:
-        boxes: f32[..., 4].
+        boxes: f32[..., 4]; floats of fewer bits are computed with as float32, integers as int32 at least.
 
     Returns:
         f32[...], square pixels.
     """
+    boxes = wide(boxes)
     return _area(*(boxes[..., i] for i in range(4)))
 
 
@@ -32,7 +33,7 @@ def box_iou(a: Array, b: Array) -> Array:
     """Area of the intersection over area of the union, of every box of a with every one of b.
 
     Args:
-        a: f32[..., N, 4].
+        a: f32[..., N, 4]; other numbers as in `box_area`.
         b: f32[..., M, 4].
 
     Returns:
@@ -41,9 +42,24 @@ def box_iou(a: Array, b: Array) -> Array:
     Source:
         torchvision.ops.box_iou, whose results for boxes without area or inverted these are.
     """
+    a, b = wide(a), wide(b)
     x0, y0, x1, y1 = (a[..., :, None, i] for i in range(4))
     u0, v0, u1, v1 = (b[..., None, :, i] for i in range(4))
     return overlap((x0, y0, x1, y1), (u0, v0, u1, v1))
+
+
+def wide(boxes: Array) -> Array:
+    """Boxes whose areas do not overflow: of at least 32 bits.
+
+    Args:
+        boxes: numbers, any shape.
+
+    Returns:
+        the same, f32 or i32 if they were of fewer bits.
+    """
+    boxes = jnp.asarray(boxes)
+    least = jnp.float32 if jnp.issubdtype(boxes.dtype, jnp.floating) else jnp.int32
+    return boxes.astype(jnp.promote_types(boxes.dtype, least))
 
 
 def overlap(a: Sequence[Array], b: Sequence[Array]) -> Array:

@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from segjax.ops.boxes import overlap
+from segjax.ops.boxes import overlap, wide
 from segjax.types import Array
 
 _TILE = 256  # boxes
@@ -14,8 +15,8 @@ def nms(
 ) -> tuple[Array, Array]:
     """Goes through boxes from the best score down and keeps each that overlaps no kept one by more than the threshold.
 
-    A box whose IoU equals the threshold (both float32) stays. Equal scores: the lower index first; NaN comes before
-    every number, as torch sorts. Boxes without area have IoU NaN among themselves, and stay.
+    A box whose IoU (float32) equals the threshold or is less stays. Equal scores: the lower index first; NaN comes
+    before every number, as torch sorts. Boxes without area have IoU NaN among themselves, and stay.
 
     Args:
         boxes: f32[N, 4].
@@ -74,7 +75,7 @@ def _select(boxes, scores, classes, iou_threshold, max_outputs, valid):
         raise ValueError(f"max_outputs={max_outputs}: expected 0 or more")
     if n == 0 or max_outputs == 0:
         return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
-    boxes, scores = jax.lax.stop_gradient((jnp.asarray(boxes), jnp.asarray(scores)))
+    boxes, scores = jax.lax.stop_gradient((wide(boxes), jnp.asarray(scores)))
     valid = jnp.ones(n, bool) if valid is None else jnp.asarray(valid, bool)
     place = jnp.arange(n, dtype=jnp.int32)
     order = jax.lax.sort((~valid, ~jnp.isnan(scores), -scores, place), num_keys=3, is_stable=True)[-1]
@@ -83,7 +84,10 @@ def _select(boxes, scores, classes, iou_threshold, max_outputs, valid):
     columns = [*(boxes[:, i][order] for i in range(4)), order]
     if classes is not None:
         columns.append(jnp.asarray(classes)[order])
-    return _greedy(columns, jnp.sum(valid), iou_threshold, max_outputs, tile)
+    # An IoU is above the number given if it is above the largest float32 that is not: 0.3 would be rounded up.
+    threshold = np.float32(iou_threshold)
+    threshold = np.nextafter(threshold, np.float32(-np.inf)) if float(threshold) > iou_threshold else threshold
+    return _greedy(columns, jnp.sum(valid), threshold, max_outputs, tile)
 
 
 def _greedy(columns, number, iou_threshold, most, tile):

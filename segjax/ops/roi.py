@@ -156,7 +156,8 @@ def axis_samples(
         number = jnp.where(bin_side == bin_side, sampling_ratio, 1) if sampling_ratio > 0 else jnp.ceil(bin_side)
         number = jnp.minimum(number, most)
         i, s = jnp.arange(n, dtype=jnp.float32), jnp.arange(most, dtype=jnp.float32)
-        place = start[:, None, None] + rounded(i[None, :, None] * bin_side) + (s + 0.5)[None, None] * bin_side / number
+        within = quotient((s + 0.5)[None, None] * bin_side, number)
+        place = start[:, None, None] + rounded(i[None, :, None] * bin_side) + within
         counts = (s[None, None] < number) & (place >= -1) & (place <= pixels)
         place = jnp.clip(jnp.where(counts, place, 0), 0, pixels - 1)
         low = jnp.minimum(place.astype(jnp.int32), pixels - 1)

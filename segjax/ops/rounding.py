@@ -17,12 +17,12 @@ def rounded(x: Array) -> Array:
     return jnp.where(x == x, x, -x)  # with a constant for NaN, LLVM would move the sum into both branches
 
 
-def quotient(x: Array, divisor: float) -> Array:
+def quotient(x: Array, divisor: float | Array) -> Array:
     """Divides by a number; XLA would multiply by its rounded reciprocal, and ceil(x / 7) be wrong for 35.
 
     Args:
         x: floating, any shape.
-        divisor: above 0.
+        divisor: above 0; a number, or an array that broadcasts to x's shape.
 
     Returns:
         x / divisor, rounded once.

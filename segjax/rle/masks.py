@@ -235,7 +235,7 @@ def _checked(counts: HostArray, first: HostArray, size: list, sizes: HostArray |
     """Masks, if every size is the image's and every sum of counts the size's."""
     for i, pair in enumerate(size):
         whole = isinstance(pair, (list, tuple, np.ndarray)) and len(pair) == 2
-        if not whole or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in pair):
+        if not whole or not all(isinstance(n, (int, np.integer)) and 0 <= n < 2**31 for n in pair):
             raise InputError(f"{name(i)} has the size {pair!r}: expected [height, width]")
     size = np.asarray(size, np.int64).reshape(-1, 2)
     for p in np.flatnonzero(counts < 0)[:1]:

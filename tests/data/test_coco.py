@@ -74,6 +74,9 @@ def test_what_encloses_nothing_is_left_out_and_counted(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         dataset = write(tmp_path, what)
     assert dataset.left_out == 6 and len(dataset[0]["masks"]) == 3 and "6 annotations" in caplog.text
+    truth = {a["id"]: a for a in dataset.ground_truth()["annotations"]}
+    assert {10, 11, 15}.isdisjoint(truth) and {12, 13, 14} <= set(truth)  # COCO's scores count what has a mask
+    assert truth[13]["area"] == 0 and truth[12]["area"] == first["area"] and truth[14]["bbox"] == [5, 3, 0, 6]
 
 
 def test_boxes_and_areas_that_are_absent_are_the_masks(tmp_path):
@@ -118,6 +121,9 @@ def _set(kind, number, **change):
         (_set("annotations", 1, bbox=[5, 3, 7]), "annotation 2 has the bbox"),
         (_set("annotations", 1, bbox=[5, 3, 7, float("nan")]), "annotation 2 has the bbox"),
         (_set("annotations", 1, area=-1), "annotation 2 has the area -1"),
+        (_set("annotations", 1, area=10**400), "annotation 2 has the area 10"),
+        (_set("categories", 1, id=10**30), "the category .* needs a whole"),
+        (_set("images", 1, file_name=5000 * "n"), "1 images whose files are missing"),
         (_set("annotations", 1, segmentation=None), "annotation 2 has the segmentation .None"),
         (_set("annotations", 1, segmentation=[[1, 2, 3]]), "annotation 2 has the polygon"),
         (

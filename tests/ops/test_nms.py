@@ -21,7 +21,7 @@ def greedy(boxes, scores, threshold, classes=None, valid=None):
         if valid is not None and not valid[i]:
             continue
         others = [k for k in kept if classes[k] == classes[i]]
-        if not others or not (np.asarray(iou(boxes[others], boxes[i])) > np.float32(threshold)).any():
+        if not others or not (np.asarray(iou(boxes[others], boxes[i])) > np.float64(threshold)).any():
             kept.append(int(i))
     return kept
 
@@ -141,3 +141,19 @@ def test_wrong_arguments():
         ops.nms(jnp.zeros((3, 4)), jnp.zeros(3), iou_threshold=0.5, max_outputs=-1)
     with pytest.raises(ValueError, match=r"boxes \(3, 4\)"):
         ops.batched_nms(jnp.zeros((3, 4)), jnp.zeros(3), jnp.zeros(2, int), iou_threshold=0.5, max_outputs=1)
+
+
+def test_a_threshold_is_the_number_given_not_its_float32():
+    """0.3 is below the float32 next to it, which is this overlap: torchvision compares as float64 on a CPU."""
+    boxes = np.array([[0, 0, 10, 1], [0, 0, 3, 1]], np.float32)
+    for threshold, kept in ((0.3, 1), (float(np.float32(0.3)), 2), (0.30001, 2), (0.5, 2)):
+        _, valid = ops.nms(boxes, np.array([0.9, 0.8]), iou_threshold=threshold, max_outputs=2)
+        assert np.sum(valid) == kept
+
+
+def test_boxes_of_half_precision_do_not_overflow():
+    boxes = np.array([[0, 0, 200, 250], [0, 0, 196, 250], [0, 0, 100, 250]])
+    for dtype in (np.float16, np.uint8, np.int32):
+        np.testing.assert_allclose(ops.box_iou(boxes.astype(dtype), boxes[2:].astype(dtype)).ravel(), [0.5, 25 / 49, 1])
+        _, valid = ops.nms(boxes.astype(dtype), np.array([3.0, 2, 1]), iou_threshold=0.6, max_outputs=3)
+        assert np.sum(valid) == 2

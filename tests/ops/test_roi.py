@@ -106,6 +106,17 @@ def test_a_box_of_whole_bins_is_a_mean_and_a_shift():
     np.testing.assert_allclose(other - one, 0.5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("sampling_ratio", [0, 7])
+def test_a_sample_exactly_on_the_last_pixel_s_far_edge_counts(sampling_ratio):
+    """Sample 6.5 of 7 lies at 6.0 of a map of 6 rows: divided by a rounded reciprocal it would lie beyond."""
+    align = functools.partial(
+        ops.roi_align, np.ones((1, 6, 8, 1), np.float32), batch_index=np.array([0]), output_size=1, spatial_scale=0.5,
+        sampling_ratio=sampling_ratio, aligned=True, max_sampling=None if sampling_ratio else 7,
+    )  # fmt: skip
+    for run in (align, jax.jit(lambda boxes: align(boxes))):
+        np.testing.assert_allclose(run(np.array([[0, 0, 12, 14]], np.float32)), 1.0, rtol=1e-6)
+
+
 def test_roi_align_equals_pytorch(golden_dir):
     cases = json.loads((golden_dir / "dev/ops_roi_align.json").read_text())["cases"]
     arrays = np.load(golden_dir / "dev/ops_roi_align.npz")
