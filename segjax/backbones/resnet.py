@@ -53,7 +53,7 @@ class ResNet(nn.Module):
     """A residual network without its classifier.
 
     Attributes:
-        blocks: residual blocks of each of the four stages, or of the first three: then "out" is the third's map.
+        blocks: residual blocks of each of the four stages, or of the first ones: then "out" is the last one's map.
         bottleneck: the kind of block.
         output_stride: stride of the last map.
         width: a factor of every channel count.

@@ -153,12 +153,19 @@ def _unet(
         "activation": (activation, (None, "identity")),
     }
     common = _common("Unet", shapes, encoder_name, in_channels, classes, aux_params, **fixed)
+    # timm's encoders end where the decoder begins; a VGG's stages are all there.
+    pruned = encoder_name.startswith("tu-") and encoder_depth < 5 and not common["backbone"].startswith("vgg")
+    if pruned and not common["backbone"].startswith("resnet"):
+        raise InputError(
+            f"encoder_depth={encoder_depth} of smp's Unet on {encoder_name!r} is not built here: expected 5"
+        )
     norm = decoder_use_norm in ("batchnorm", True) and decoder_use_batchnorm
     return models.build(
         "unet",
         **common,
         variant="backbone",
         decoder_channels=tuple(decoder_channels),
+        pruned=pruned,
         decoder_norm="batch" if norm else "none",
         interpolation=decoder_interpolation,
         attention=decoder_attention_type or "none",

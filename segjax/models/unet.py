@@ -132,6 +132,7 @@ class Model(layers.Network):
         width: a factor of its channel counts.
         decoder_channels: of the decoder blocks on it, to stride 1: five from stride 32, or four or three that begin at
             stride 16 or 8, above the stages that are then not looked at.
+        pruned: build none of these stages (of a ResNet), as on the encoders that smp takes from timm.
         decoder_norm: "batch" or "none", in the decoder on it.
         interpolation: of that decoder's enlargements: "nearest", "nearest-exact", "bilinear" or "bicubic".
         attention: "none", or "scse": ``Attention`` in each of its blocks.
@@ -152,6 +153,7 @@ class Model(layers.Network):
     backbone: str = "resnet34"
     width: float = 1.0
     decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
+    pruned: bool = False
     decoder_norm: str = "batch"
     interpolation: str = "nearest"
     attention: str = "none"
@@ -169,6 +171,8 @@ class Model(layers.Network):
         least = 16 if self.attention == "scse" else 1
         legal = 3 <= len(self.decoder_channels) <= 5 and min(self.decoder_channels) >= least
         self.require("decoder_channels", legal, f"five (or four, or three), at least {least}")
+        depths = backbones.find(self.backbone)[1].get("blocks", ())
+        self.require("pruned", not self.pruned or len(depths) == 4, "False, but for a ResNet")
         if self.center is None:
             self.center = self.backbone.startswith("vgg")
         super().__post_init__()
@@ -282,11 +286,11 @@ class Block(nn.Module):
 
 def _on_backbone(model: Model, image: Array, train: bool) -> Outputs:
     """The decoder of segmentation_models_pytorch's Unet: each block enlarges to the next finer map and joins it."""
-    maps = backbones.build(model.backbone, width=model.width, axis_name=model.axis_name, name="backbone")(
-        image, train=train
-    )
-    depth = len(model.decoder_channels)
-    first = x = maps["out"] if depth == 5 else maps[f"stride_{2**depth}"]
+    depth, options = len(model.decoder_channels), {"width": model.width, "axis_name": model.axis_name}
+    if model.pruned:  # the stem is stride 2, the stages are 4, 8, 16 and 32
+        options["blocks"] = backbones.find(model.backbone)[1]["blocks"][: depth - 1]
+    maps = backbones.build(model.backbone, **options, name="backbone")(image, train=train)
+    first = x = maps["out"] if depth == 5 or model.pruned else maps[f"stride_{2**depth}"]
     if model.center:
         x = Convs(x.shape[-1], norm=model.decoder_norm, axis_name=model.axis_name, name="center")(x, train=train)
     for number, features in enumerate(model.decoder_channels, start=1):

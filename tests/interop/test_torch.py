@@ -214,6 +214,8 @@ FOUR, THREE = {"decoder_channels": (64, 32, 16, 8)}, {"decoder_channels": (64, 3
     [
         ("resnet18", FOUR, {"encoder_depth": 4, **FOUR}),
         ("resnet18", THREE, {"encoder_depth": 3, **THREE}),
+        ("tu-resnet18", {"pruned": True, **FOUR}, {"encoder_depth": 4, **FOUR}),
+        ("tu-resnet18", {"pruned": True, **THREE}, {"encoder_depth": 3, **THREE}),
         ("vgg11_bn", FOUR, {"encoder_depth": 4, **FOUR}),
         ("mobilenet_v2", THREE, {"encoder_depth": 3, **THREE}),
         ("resnet18", {"decoder_norm": "none"}, {"decoder_use_norm": False}),
