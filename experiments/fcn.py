@@ -151,7 +151,7 @@ def _voc(config: ConfigDict) -> None:
     """FCN-8s at-once: one whole image a step, 300,000 steps, high momentum, fixed up-sampling, no augmentation.
 
     The authors' rate is 1e-10 for the loss summed over pixels; their weight decay of 5e-4 adds to that sum. Theirs also
-    sees BGR in 0-255 and gives biases twice the rate.
+    sees BGR in 0-255.
     """
     _common(config)
     config.data.update(_files("VOC2012"))
@@ -179,6 +179,7 @@ def _voc(config: ConfigDict) -> None:
         "warmup_steps": 0,
         "momentum": 0.99,
         "weight_decay": 5e-4 / VOC_PIXELS,
+        "rate_factors": (("*/bias", 2.0),),
     })  # fmt: skip
     config.train.update({"steps": 300_000, "batch_size": 1})
     config.eval.update({"every_steps": 20_000, "batch_size": 1})
@@ -217,7 +218,7 @@ def _voc_alexnet(config: ConfigDict) -> None:
 def _voc_dilated(config: ConfigDict) -> None:
     """torchvision's reference script on VOC: 30 epochs, batch 32, poly, zooms of 0.5 to 2.
 
-    Theirs cuts 480 pixels, and gives the auxiliary head ten times the rate, and decays norms and biases.
+    Theirs cuts 480 pixels.
     """
     _voc(config)
     config.augment.update({"scale": (0.5, 2.0), "flip": 0.5})
@@ -231,6 +232,7 @@ def _voc_dilated(config: ConfigDict) -> None:
         "dropout": 0.1,
     })  # fmt: skip
     config.optimizer.update({"learning_rate": 0.02, "schedule": "poly", "momentum": 0.9, "weight_decay": 1e-4})
+    config.optimizer.update({"decay_norm_and_bias": True, "rate_factors": (("aux_head/*", 10.0),)})
     config.train.update({"steps": 10_000, "batch_size": 32, "dtype": "bfloat16"})
     config.eval.update({"every_steps": 1000, "batch_size": 8})
     config.checkpoint.every_steps = 1000

@@ -1,7 +1,8 @@
 """Optimizers and learning-rate schedules: optax parts in the order and with the meaning they have in PyTorch."""
 
+import fnmatch
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +33,7 @@ def make_optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    rate_factors: Sequence[tuple[str, float]] = (),
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer of a run and its schedule.
 
@@ -50,10 +52,13 @@ def make_optimizer(
         named "bias" or "scale") undecayed.
       clip_norm: 0: off.
       b1, b2, eps: of adamw.
+      rate_factors: (pattern, factor) pairs: the rate of a leaf whose path, such as "aux_head/score/kernel", matches the
+        pattern ("aux_head/*", "*/bias") is multiplied by the factor; by both where two match.
     Returns:
       (optax transformation, schedule: step -> learning rate).
     Raises:
-      InputError: unknown name or schedule (the known ones are listed), or a number out of range.
+      InputError: unknown name or schedule (the known ones are listed), a number out of range; from the transformation's
+        ``init``: a pattern that no leaf matches.
     Source: torch.optim.SGD, torch.optim.AdamW; Loshchilov & Hutter 2019, algorithm 2.
     """
     if name not in OPTIMIZERS:
@@ -66,6 +71,9 @@ def make_optimizer(
             raise InputError(f"{label} is {value}, expected a number in [0, 1)")
     if not 0 < eps < math.inf:
         raise InputError(f"eps is {eps}, expected a small number above 0")
+    for pair in rate_factors:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str) and _factor(pair[1])):
+            raise InputError(f'rate_factors has {pair!r}, expected pairs of a pattern and a factor, ("head/*", 10.0)')
     rate = make_schedule(
         schedule,
         learning_rate=learning_rate,
@@ -81,7 +89,33 @@ def make_optimizer(
     else:
         rule = [optax.scale_by_adam(b1, b2, eps), *decay]
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    return optax.chain(*clip, *rule, optax.scale_by_learning_rate(rate)), rate
+    factors = [_by_factors(tuple(map(tuple, rate_factors)))] if rate_factors else []
+    return optax.chain(*clip, *rule, *factors, optax.scale_by_learning_rate(rate)), rate
+
+
+def _factor(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < math.inf
+
+
+def _by_factors(pairs: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Multiplies the updates of leaves by the factors of the patterns that their paths match."""
+
+    def name(path: tuple) -> str:
+        return "/".join(str(getattr(entry, "key", entry)) for entry in path)
+
+    def init(params: PyTree) -> optax.EmptyState:
+        names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern, _ in pairs:
+            if not fnmatch.filter(names, pattern):
+                raise InputError(f"optimizer.rate_factors: no parameter matches {pattern!r}, such as {names[-1]!r}")
+        return optax.EmptyState()
+
+    def update(updates: PyTree, state: optax.EmptyState, params: PyTree | None = None) -> tuple[PyTree, Any]:
+        del params
+        factor = lambda path: math.prod(f for pattern, f in pairs if fnmatch.fnmatchcase(name(path), pattern))
+        return jax.tree_util.tree_map_with_path(lambda path, u: u * factor(path), updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def make_schedule(

@@ -124,8 +124,22 @@ def test_the_update_uses_the_schedule_from_its_first_step():
         ({"milestones": (0.5, 1.0)}, r"milestones are \(0.5, 1.0\)"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0"),
+        ({"rate_factors": (("head/*", -1.0),)}, r"rate_factors has \('head/\*', -1.0\)"),
+        ({"rate_factors": ("head/*", 2.0)}, "rate_factors has 'head/"),
     ],
 )
 def test_wrong_options_are_named(options, words):
     with pytest.raises(InputError, match=words):
         optimizer.make_optimizer(**{"name": "sgd", "learning_rate": 0.1, "total_steps": 5, **options})
+
+
+def test_a_leaf_s_rate_is_multiplied_by_the_factors_of_its_patterns():
+    options = {"name": "sgd", "learning_rate": 0.1, "total_steps": 5, "weight_decay": 0.1}
+    tx, _ = optimizer.make_optimizer(**options, rate_factors=(("*/bias", 2.0), ["norm/*", 5.0]))
+    plain, _ = optimizer.make_optimizer(**options)
+    gradient = gradients()[0]
+    (got, _), (base, _) = (t.update(gradient, t.init(PARAMS), PARAMS) for t in (tx, plain))
+    for module, name, factor in (("conv", "kernel", 1), ("norm", "scale", 5), ("norm", "bias", 10)):
+        np.testing.assert_allclose(got[module][name], factor * base[module][name], rtol=1e-6)
+    with pytest.raises(InputError, match="no parameter matches 'head/\\*'"):
+        optimizer.make_optimizer(**options, rate_factors=(("head/*", 2.0),))[0].init(PARAMS)
