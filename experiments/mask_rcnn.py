@@ -125,10 +125,10 @@ def _nuclei(config: ConfigDict) -> None:
     config.model.update({"box_samples": 128, "mask_channels": 64, "detections": 500})
     config.model.update({"rpn_pre_nms": (1000, 1000), "rpn_post_nms": (500, 1000)})
     config.optimizer.learning_rate = 1e-3
-    config.train.steps = 1500
-    config.eval.update({"every_steps": 500, "max_dets": (1, 100, 500), "batch_size": 1})
+    config.train.steps = 1200
+    config.eval.update({"every_steps": 600, "max_dets": (1, 100, 500), "batch_size": 1})
     config.eval.sizes = ((256, 256), (256, 320), (384, 384), (544, 704), (1056, 1408))
-    config.checkpoint.every_steps = 500
+    config.checkpoint.every_steps = 200
 
 
 def _nuclei_full(config: ConfigDict) -> None:

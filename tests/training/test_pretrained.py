@@ -198,7 +198,8 @@ def test_fcn_16s_starts_from_the_best_checkpoint_of_a_run_of_32s(tmp_path):
     Classes(("thing", "other")).write(tmp_path / "classes.json")
     config = configs.override(second, {"model.pretrained": str(tmp_path)})
     weights = pretrained.read(config)
-    initial, state, (said,) = start(config, weights, classes=2)
+    initial, state, (said, warned) = start(config, weights, classes=2)
+    assert warned == "warning: the weights are of a model with other options: stride 32, here 16"
     best, names = flat(draw(shapes.params, seed=1)), flat(state.params)
     drawn = [name for name in names if name not in best]
     assert {name.split("'")[1] for name in drawn} == {"decoder", "score_pool4"} and len(drawn) == 4
