@@ -21,6 +21,8 @@ COUNTS = {
     "mobilenet_v2": 3_504_872,
 }
 
+FAST = {"xla_backend_optimization_level": 0}  # to compile
+
 
 def shapes(module, size=(1, 64, 64, 3)):
     return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(size))
@@ -51,14 +53,15 @@ def test_places_of_dropout(backbone, dropped):
     variables = draw(shapes(module))
     image = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     keep = {"capture_intermediates": lambda inner, _: "dropout" in (inner.name or ""), "mutable": ["intermediates"]}
-    _, found = module.apply(variables, image, **keep)
+    _, found = jax.eval_shape(lambda v, x: module.apply(v, x, **keep), variables, image)
     assert {
         name.removesuffix("_dropout") for name in found.get("intermediates", {}) if "fc" in name or "head" in name
     } == (dropped if backbone != "resnet18" else {"head"})
     if dropped:
         with pytest.raises(ValueError, match="draws random numbers"):
-            module.apply(variables, image, train=True)
-    one, two = (module.apply(variables, image, train=True, key=jax.random.key(n))[0]["logits"] for n in (0, 1))
+            jax.eval_shape(lambda v, x: module.apply(v, x, train=True), variables, image)
+    train = jax.jit(lambda v, x, key: module.apply(v, x, train=True, key=key)[0]["logits"], compiler_options=FAST)
+    one, two = (train(variables, image, jax.random.key(n)) for n in (0, 1))
     assert np.array_equal(one, two) == (not dropped)
 
 
@@ -100,9 +103,8 @@ def test_gradients_reach_every_parameter():
     variables = draw(shapes(module))
     image = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     weights = np.float32([[1, -2, 3], [0.5, 1, -1]])
-    gradients = jax.grad(lambda params: (weights * module.apply({"params": params}, image)["logits"]).sum())(
-        variables["params"]
-    )
+    loss = lambda params: (weights * module.apply({"params": params}, image)["logits"]).sum()
+    gradients = jax.jit(jax.grad(loss), compiler_options=FAST)(variables["params"])
     assert all(np.all(np.isfinite(leaf)) and np.any(leaf) for leaf in jax.tree.leaves(gradients))
 
 

@@ -399,11 +399,12 @@ def test_options_that_are_not_legal(options, named):
 
 def test_training_needs_targets_and_a_key():
     module, variables = build(), variables_of()
-    with pytest.raises(ValueError, match="targets=BATCH"):
-        module.apply(variables, images(1), train=True, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="key=KEY"):
-        module.apply(variables, images(1), train=True, targets=batch_of(1))
-    batch = batch_of(1)
+    key, batch = jax.random.key(0), batch_of(1)
     del batch["masks"]
-    with pytest.raises(ValueError, match="'masks'"):
-        module.apply(variables, images(1), train=True, targets=batch, key=jax.random.key(0))
+    for given, named in (
+        ({"key": key}, "targets=BATCH"),
+        ({"targets": batch_of(1)}, "key=KEY"),
+        ({"key": key, "targets": batch}, "'masks'"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            jax.eval_shape(lambda v, x, given=given: module.apply(v, x, train=True, **given), variables, images(1))
