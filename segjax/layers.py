@@ -85,6 +85,11 @@ class Network(nn.Module):
             self.require(name, value is default is None or 0 <= value < 1, "0 <= rate < 1")
 
     @nn.nowrap
+    def unread(self) -> tuple[str, ...]:
+        """Returns the names of options that this network does not read: of other variants."""
+        return ()
+
+    @nn.nowrap
     def init(self, rngs: Any, *args: Any, **linen: Any) -> Variables:
         """Draws the variables: ``init(key, image) -> {"params", "batch_stats"}``.
 

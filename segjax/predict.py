@@ -244,6 +244,7 @@ def _read_ahead(
 
 def _write_pages(results: _Results, model: str, jobs: Sequence[files.Job], skipped: Sequence[str]) -> None:
     output, classes = results.output, results.classes
+    legend = classes if isinstance(results.outcome, outcomes.ClassIds) else None  # objects have colours of their own
     done = [job for job in jobs if job in results.cells]
     shown = [results.cells[job] for job in done if results.cells[job] is not None]
     count = f"{len(done)} image{'s' * (len(done) != 1)}"
@@ -251,10 +252,10 @@ def _write_pages(results: _Results, model: str, jobs: Sequence[files.Job], skipp
         if shown:
             part = count if len(shown) == len(done) else f"{len(shown)} of {count}"
             columns, title = min(_SHEET_COLUMNS, len(shown)), f"{part}: {model}"
-            page = visualize.sheet(shown, columns=columns, classes=classes, title=title, cell_width=_CELL_WIDTH)
+            page = visualize.sheet(shown, columns=columns, classes=legend, title=title, cell_width=_CELL_WIDTH)
             visualize.save(output / files.SHEET, page)
         output.mkdir(parents=True, exist_ok=True)
-        text = files.index_page(f"{count}: {model}", done, skipped, classes, results.outcome.links)
+        text = files.index_page(f"{count}: {model}", done, skipped, legend, results.outcome.links)
         (output / files.INDEX).write_text(text, encoding="utf-8")
         classes.write(output / "classes.json")
     except OSError as error:

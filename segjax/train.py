@@ -85,6 +85,7 @@ def _show_notes() -> None:
     """Prints what the library reports of long work, such as the drawing of a data set."""
     logger = logging.getLogger("segjax")
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # absl's handler, where there is one, would print each note again
     logger.addHandler(logging.StreamHandler(sys.stdout))
 
 

@@ -177,6 +177,9 @@ def make(
 
 def _content(file: pathlib.Path) -> Mapping[str, Any]:
     """The JSON, if it has COCO's three lists of objects."""
+    if not file.is_file():
+        beside = some(sorted(path.name for path in file.parent.glob("*.json"))) or "no JSON file"
+        raise InputError(f"{file}: no such file (data.annotations says which); {file.parent} has {beside}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -240,9 +243,9 @@ def _objects(
         if not _is_known(a.get("image_id"), place):
             raise InputError(f"{file}: annotation {a['id']!r} has the image_id {a.get('image_id')!r}: no such image")
         if not _is_known(a.get("category_id"), classes):
-            known = some([str(key) for key in classes])
+            given, known = a.get("category_id"), some([str(key) for key in classes])
             raise InputError(
-                f"{file}: annotation {a['id']!r} has the category_id {a.get('category_id')!r}: not of {known}"
+                f"{file}: annotation {a['id']!r} has the category_id {given!r}: the categories have {known}"
             )
         if not isinstance(a.get("iscrowd", 0), int) or a.get("iscrowd", 0) not in (0, 1):
             raise InputError(f"{file}: annotation {a['id']!r} has iscrowd {a['iscrowd']!r}: expected 0 or 1")

@@ -245,8 +245,9 @@ def quantisation_text() -> str:
             )
     lines += [
         "",
-        f"lost: pixels of the image inside the region that no bin reads, of {area:,}; leaked in: pixels outside",
-        "that a bin reads. Truncated twice is the rule of lectures (corner, side and bin rounded down);",
+        f"lost: pixels of the image inside the region that are in no bin, of {area:,}; leaked in: pixels outside",
+        "that are in one (RoIAlign's samples also interpolate with the map's pixel beyond).",
+        "Truncated twice is the rule of lectures (corner, side and bin rounded down);",
         "RoIPool is ops.roi_pool (corners to the nearest pixel, both included, bins rounded outwards, the map's",
         f"{MAP_SIZE} columns at most).",
     ]

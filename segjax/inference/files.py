@@ -109,7 +109,7 @@ def write_picture(output: pathlib.Path, folder: str, job: Job, picture: HostArra
 
 
 def index_page(
-    title: str, jobs: Sequence[Job], skipped: Sequence[str], classes: Classes, links: Mapping[str, str]
+    title: str, jobs: Sequence[Job], skipped: Sequence[str], classes: Classes | None, links: Mapping[str, str]
 ) -> str:
     """A page of all overlays with links to the files, and the list of the files that could not be read.
 
@@ -117,12 +117,12 @@ def index_page(
         title: of the page.
         jobs: that were predicted.
         skipped: what is wrong with each file that was not.
-        classes: for the legend.
+        classes: for the legend; None: none.
         links: {what a person calls them: folder} of the other files of each job.
     """
     chips = "".join(
         f'<span><i style="background:rgb({r},{g},{b})"></i>{html.escape(name)}</span>'
-        for name, (r, g, b) in zip(classes.names, classes.palette.tolist(), strict=True)
+        for name, (r, g, b) in (zip(classes.names, classes.palette.tolist(), strict=True) if classes else ())
     )
     figures = "\n".join(_figure(job, links) for job in jobs)
     missing = "".join(f"<li>{html.escape(text)}</li>" for text in skipped)

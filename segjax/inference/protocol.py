@@ -68,6 +68,12 @@ def check(config: ConfigDict) -> None:
             raise InputError(f"eval.{key}={size!r} is of eval.protocol={whose}, which is {chosen['protocol']!r}")
     if windowed and not chosen["window"]:
         raise InputError(f"eval.protocol={chosen['protocol']!r} needs a window, such as eval.window=512,512")
+    size = config.data.size
+    if sliding and all(w >= n for w, n in zip(chosen["window"], size, strict=True)):
+        raise InputError(
+            f"eval.window={chosen['window']}: nothing slides, it covers the canvas of data.size={tuple(size)} that "
+            "images are fitted to; give a smaller window, or a larger --config.data.size"
+        )
     if sliding and any(s > w for s, w in zip(_stride(chosen), chosen["window"], strict=True)):
         raise InputError(f"eval.stride={chosen['stride']!r}: expected at most eval.window={chosen['window']}: no gaps")
     if chosen["protocol"] == "crop" and config.data.fit != "crop" and config.eval.resolution == "native":

@@ -135,7 +135,8 @@ def to_torch(
     twin = _build(published, where, {name: tensor.shape for name, tensor in found.items()}, options)
     if type(twin) is not type(module):
         raise InputError(f"{type(module).__module__} is not {where}, which is {type(twin).__module__}")
-    fields = [name for name in type(module).__dataclass_fields__ if name not in _INCIDENTAL]
+    without = {*_INCIDENTAL, *twin.unread()}
+    fields = [name for name in type(module).__dataclass_fields__ if name not in without]
     for name in fields:
         own, theirs = getattr(module, name), getattr(twin, name)
         if own != theirs:

@@ -131,6 +131,16 @@ class Model(layers.Network):
         super().__post_init__()
 
     @nn.nowrap
+    def unread(self) -> tuple[str, ...]:
+        """Returns the names of options that this network does not read: of other variants."""
+        names = () if self.image_classes else ("image_pooling", "image_dropout")
+        if self.variant != "v3plus":
+            names += ("low_level_channels", "decoder_channels", "decoder_convs")
+        if self.variant in ("v3", "v3plus"):
+            return (*names, "fc_channels")
+        return (*names, "aspp_channels", "aspp_out_conv", "aspp_separable", "separable", "depthwise_norm")
+
+    @nn.nowrap
     def _complete(self) -> None:
         """Replaces every None by what the paper of the variant has."""
         if not self.aspp_rates:

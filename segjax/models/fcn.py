@@ -146,6 +146,11 @@ class Model(layers.Network):
             raise InputError(f"at_once=True of model 'fcn': expected stride=8 and no dilation, got {self.stride}")
         super().__post_init__()
 
+    @nn.nowrap
+    def unread(self) -> tuple[str, ...]:
+        """Returns the names of options that this network does not read: of other variants."""
+        return ("stride", "upsampling") if self.variant == "dilated" else ()
+
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False, targets: Mapping[str, Array] | None = None) -> Outputs:
         """Computes the logits of every pixel, whatever the image's size.

@@ -114,6 +114,12 @@ class ConvRelu(nn.Module):
         return jax.nn.relu(x)
 
 
+_OF_BACKBONE = (
+    "backbone", "width", "decoder_channels", "pruned", "decoder_norm", "interpolation", "attention", "center",
+    "image_classes", "image_pooling", "image_dropout",
+)  # fmt: skip
+
+
 class Model(layers.Network):
     """U-Net.
 
@@ -176,6 +182,13 @@ class Model(layers.Network):
         if self.center is None:
             self.center = self.backbone.startswith("vgg")
         super().__post_init__()
+
+    @nn.nowrap
+    def unread(self) -> tuple[str, ...]:
+        """Returns the names of options that this network does not read: of other variants."""
+        if self.variant == "backbone":
+            return ("output", "depth", "base_width", "norm", "dropout")
+        return ("output",) * (self.variant == "padded") + _OF_BACKBONE
 
     @property
     def sizes(self) -> Sizes:

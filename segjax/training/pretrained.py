@@ -158,7 +158,7 @@ def _differences(ours: layers.Network, theirs: layers.Network) -> list[str]:
     values = {
         field.name: (getattr(ours, field.name), getattr(theirs, field.name))
         for field in dataclasses.fields(theirs)
-        if field.name not in _OF_A_RUN
+        if field.name not in (*_OF_A_RUN, *theirs.unread())
     }
     return [f"{name} {b!r}, here {a!r}" for name, (a, b) in values.items() if a != b]
 

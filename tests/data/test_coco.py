@@ -153,7 +153,7 @@ def test_bad_files_are_named(tmp_path, change, match):
 def test_other_bad_input(tmp_path):
     with pytest.raises(InputError, match=r"instances_train.json: cannot be read as JSON"):
         write(tmp_path, '{"images": [')
-    with pytest.raises(InputError, match=r"instances_val.json: cannot be read"):
+    with pytest.raises(InputError, match=r"instances_val.json: no such file .*instances_train.json"):
         coco.make(split="val", root=str(tmp_path))
     with pytest.raises(InputError, match="no such folder"):
         coco.make(split="val", root=str(tmp_path / "absent"))

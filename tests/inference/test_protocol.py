@@ -113,6 +113,7 @@ def chosen(values):
         ({"protocol": "slide"}, "needs a window, such as eval.window=512,512"),
         ({"window": (8, 8)}, r"eval.window=\(8, 8\) is of eval.protocol=crop and slide, which is 'whole'"),
         ({"protocol": "crop", "window": (8, 8), "stride": (4, 4)}, "eval.stride=.* is of eval.protocol=slide"),
+        ({"protocol": "slide", "window": (999, 999)}, r"eval.window=\(999, 999\): nothing slides, .*data.size="),
         ({"protocol": "slide", "window": (8,)}, r"eval.window=\(8,\): expected \(rows, columns\)"),
         ({"protocol": "slide", "window": (8, 0)}, "eval.window"),
         ({"protocol": "slide", "window": (8, 8), "stride": (4, 9)}, "expected at most eval.window"),

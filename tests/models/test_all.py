@@ -265,3 +265,23 @@ def test_training_does_not_depend_on_the_number_of_devices(one_of_a_family):
     other, _ = single(variables, image, jax.random.key(3))
     assert (distance(logits, other) > 1e-2) == row.dropout
     assert distance(logits, forward(row)(variables, image)) > 1e-2
+
+
+# Another legal value of each option that some variant leaves unread.
+OTHER = {
+    "output": "native", "depth": 2, "base_width": 12, "norm": "batch", "dropout": 0.25, "backbone": "resnet50",
+    "width": 0.3, "decoder_channels": 24, "pruned": True, "decoder_norm": "none", "interpolation": "bilinear",
+    "attention": "scse", "center": True, "image_classes": 3, "image_pooling": "max", "image_dropout": 0.4,
+    "low_level_channels": 9, "decoder_convs": 1, "fc_channels": 7, "aspp_channels": 9, "aspp_out_conv": True,
+    "aspp_separable": True, "separable": True, "depthwise_norm": False, "stride": 32, "upsampling": "fixed",
+}  # fmt: skip
+
+
+def test_options_that_are_not_read_change_no_program(row):
+    module, image = row.build(), jnp.zeros((1, 64, 64, 3))
+    variables = jax.eval_shape(module.init, jax.random.key(0), image)
+    program = lambda m: str(jax.make_jaxpr(lambda v, x: m.apply(v, x))(variables, image))
+    values = OTHER | ({"decoder_channels": (32, 32, 16)} if row.name == "unet" else {})
+    others = {name: values[name] for name in module.unread()}
+    assert program(module.clone(**others)) == program(module)
+    assert all(getattr(module, name) != value for name, value in others.items())
