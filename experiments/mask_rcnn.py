@@ -7,8 +7,8 @@
 
 nuclei is the stage-1 training set of the 2018 Data Science Bowl (BBBC038), in COCO's format. coco starts from ImageNet
 weights of a ResNet-50: give --config.model.pretrained=torchvision:resnet50:FILE; the others start from random ones.
-nuclei reached mask AP 0.578, AP50 0.863 on its 66 validation images, on one CPU core in 46 minutes; shapes 0.524 in about 10;
-nuclei_full and coco: not yet run.
+nuclei reached mask AP 0.578, AP50 0.863 on its 66 validation images, on one CPU core in 46 minutes; shapes 0.524 in
+about 10; nuclei_full and coco: not yet run.
 """
 
 import os
