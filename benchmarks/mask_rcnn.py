@@ -94,8 +94,8 @@ class Case:
 
 NUCLEI = {
     "num_classes": 1, "preset": "segjax", "background": "first", "backbone": "resnet18", "channels": 128,
-    "box_channels": 256, "mask_channels": 128, "anchor_sizes": (8, 16, 32, 64, 128), "rpn_pre_nms": (1000, 1000),
-    "rpn_post_nms": (500, 1000), "box_samples": 256, "detections": 500,
+    "box_channels": 256, "mask_channels": 64, "anchor_sizes": (8, 16, 32, 64, 128), "rpn_pre_nms": (1000, 1000),
+    "rpn_post_nms": (500, 1000), "box_samples": 128, "detections": 500,
 }  # fmt: skip
 RESNET50 = {
     "num_classes": 90, "preset": "torchvision", "backbone": "resnet50", "channels": 256, "box_channels": 1024,
