@@ -32,6 +32,7 @@ def convolve(outputs: int, kernel: tuple[int, ...], geometry: Geometry) -> Form 
         return None
     if clipped_taps.suits(geometry):
         return clipped_taps.convolve
+    # However few the outputs: a tile of an image must be computed as the whole image is.
     if _by_winograd(outputs, kernel, geometry):
         return winograd.convolve
     return window_columns.convolve if 2 * outputs <= kernel[3] else None
@@ -47,7 +48,7 @@ def transpose(outputs: int, kernel: tuple[int, ...], geometry: Geometry) -> Form
         return tap_products.transpose if by_taps else by_subpixels
     if clipped_taps.suits(geometry):
         return clipped_taps.transpose
-    if _by_winograd(outputs, kernel, geometry):
+    if _repays(outputs, kernel) and _by_winograd(outputs, kernel, geometry):
         return winograd.transpose
     pays = outputs <= 2 * kernel[3] or 2 * kernel[2] <= kernel[3]
     fits = tap_products.suits(geometry) and outputs * math.prod(kernel[:3]) <= _LARGEST
@@ -62,7 +63,7 @@ def kernel_gradient(outputs: int, kernel: tuple[int, ...], geometry: Geometry) -
         return None
     if clipped_taps.suits(geometry):
         return clipped_taps.kernel_gradient
-    if _by_winograd(outputs, kernel, geometry):
+    if _repays(outputs, kernel) and _by_winograd(outputs, kernel, geometry):
         return winograd.kernel_gradient
     if kernel[2] < _FEW_CHANNELS or 2 * outputs <= kernel[3]:
         return window_columns.kernel_gradient
@@ -70,7 +71,11 @@ def kernel_gradient(outputs: int, kernel: tuple[int, ...], geometry: Geometry) -
 
 
 def _by_winograd(outputs: int, kernel: tuple[int, ...], geometry: Geometry) -> bool:
-    """Few outputs do not repay the transformed kernel, 16/9 of it; the tiles' entries are 4 times the pixels."""
-    least, most = min(kernel[2:]), max(kernel[2:])
-    fits = least >= _WINOGRAD_CHANNELS and 4 * outputs > most and 4 * outputs * most <= _LARGEST_TILES
+    """The tiles' entries are 4 times the pixels."""
+    fits = min(kernel[2:]) >= _WINOGRAD_CHANNELS and 4 * outputs * max(kernel[2:]) <= _LARGEST_TILES
     return fits and winograd.suits(geometry)
+
+
+def _repays(outputs: int, kernel: tuple[int, ...]) -> bool:
+    """Few outputs do not repay the transformed kernel, 16/9 of it."""
+    return 4 * outputs > max(kernel[2:])
