@@ -14,7 +14,8 @@ isbi_held_out is scored on sections it does not see. Others, with the challenge'
 
     python -m segjax.evaluate --workdir=DIR --config.data.split=test      isbi_em/test and isbi_em/testannot
 
-shapes: validation mIoU 0.69 after 200 of its 400 steps; camvid: 0.372; isbi, camvid_full and pets: not yet run.
+shapes: validation mIoU 0.69 after 200 of its 400 steps; camvid: 0.372; isbi_held_out, half its
+steps: IoU of cells 0.869, Rand score 0.51; isbi, camvid_full and pets: not yet run.
 """
 
 import os
