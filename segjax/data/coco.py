@@ -258,7 +258,7 @@ def _objects(
         kept |= {"class": classes[a["category_id"]], "crowd": bool(a.get("iscrowd", 0))}
         if box[2] > 0 and box[3] > 0 and area > 0:
             out[place[a["image_id"]]].append(kept)
-        elif isinstance(a["segmentation"], Mapping) or all(len(part) >= 6 for part in a["segmentation"] or [[]]):
+        elif isinstance(a["segmentation"], Mapping) or any(len(part) >= 6 for part in a["segmentation"]):
             hollow[place[a["image_id"]]].append(kept | {"area": a.get("area", area)})
     return out, hollow
 

@@ -135,12 +135,8 @@ def to_torch(
     twin = _build(published, where, {name: tensor.shape for name, tensor in found.items()}, options)
     if type(twin) is not type(module):
         raise InputError(f"{type(module).__module__} is not {where}, which is {type(twin).__module__}")
-    without = {*_INCIDENTAL, *twin.unread()}
-    fields = [name for name in type(module).__dataclass_fields__ if name not in without]
-    for name in fields:
-        own, theirs = getattr(module, name), getattr(twin, name)
-        if own != theirs:
-            raise InputError(f"{where} has {name}={theirs!r}, this model {own!r}: it would compute other numbers")
+    for name, (own, theirs) in differences(module, twin).items():
+        raise InputError(f"{where} has {name}={theirs!r}, this model {own!r}: it would compute other numbers")
     leaves = flax.traverse_util.flatten_dict(dict(variables), sep="/")
     state_dict = {}
     for name, tensor in found.items():
@@ -148,6 +144,14 @@ def to_torch(
         if name.endswith(".running_var"):
             state_dict[f"{name.rpartition('.')[0]}.{COUNTER}"] = np.zeros((), np.int64)
     return state_dict
+
+
+def differences(module: layers.Network, twin: layers.Network) -> dict[str, tuple[Any, Any]]:
+    """Returns {option: (the module's value, the twin's)} of two of one class, where logits depend on it."""
+    without = {*_INCIDENTAL, *twin.unread()}
+    names = [name for name in type(module).__dataclass_fields__ if name not in without]
+    both = {name: (getattr(module, name), getattr(twin, name)) for name in names}
+    return {name: (own, theirs) for name, (own, theirs) in both.items() if own != theirs}
 
 
 def _todays(state_dict: StateDict, published: Source) -> StateDict:

@@ -6,7 +6,6 @@ so that FCN-16s starts from FCN-32s. Of another model (a classifier) the backbon
 the fully connected layers that the model has in the same shape (FCN on VGG). What was kept is one line.
 """
 
-import dataclasses
 import pathlib
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from segjax import layers
-from segjax.interop import converted
+from segjax.interop import converted, torch
 from segjax.interop.converted import Converted
 from segjax.interop.preprocessing import Preprocessing
 from segjax.training import optimizer, setup, state, trained, workdirs
@@ -25,7 +24,6 @@ from segjax.types import Array, HostArray, InputError
 
 BACKBONE, REGIONS = "/backbone/", "/res5/"  # the latter: a ResNet's last stage where it is the head of regions
 RUN = "run"  # the source of weights of a run
-_OF_A_RUN = ("num_classes", "dtype", "axis_name", "parent", "name")  # and no option of the weights
 CONNECTED = ("params/fc6/", "params/fc7/")  # of a classifier
 Leaves = Mapping[str, Array | HostArray]
 
@@ -79,8 +77,11 @@ def start(
     else:
         taken = _backbone(fresh, theirs, weights.model == "classifier", where)
     say(_told(weights, fresh, taken, num_classes))
-    if same and (lines := _differences(setup.build_model(config, num_classes), weights.module)):
-        say(f"warning: the weights are of a model with other options: {', '.join(lines)}")
+    if same:
+        other = torch.differences(setup.build_model(config, num_classes), weights.module)
+        lines = [f"{name} {b!r}, here {a!r}" for name, (a, b) in other.items() if name != "num_classes"]
+        if lines:
+            say(f"warning: the weights are of a model with other options: {', '.join(lines)}")
     for line in weights.preprocessing.differences(config.augment.mean, config.augment.std):
         say(f"warning: augment.{line}")
     leaves = {name: jnp.asarray(theirs[name]) if name in taken else leaf for name, leaf in fresh.items()}
@@ -151,16 +152,6 @@ def _same_names(ours: Leaves, theirs: Leaves, where: str) -> None:
         if names:
             hint = layers.nearest(names[0], list(others))
             raise InputError(f"{where}: {names[0]} {what}{hint} ({len(names)} such)")
-
-
-def _differences(ours: layers.Network, theirs: layers.Network) -> list[str]:
-    """Options of which names and shapes of the leaves say nothing: strides, rates, rules."""
-    values = {
-        field.name: (getattr(ours, field.name), getattr(theirs, field.name))
-        for field in dataclasses.fields(theirs)
-        if field.name not in (*_OF_A_RUN, *theirs.unread())
-    }
-    return [f"{name} {b!r}, here {a!r}" for name, (a, b) in values.items() if a != b]
 
 
 def _told(weights: Converted, fresh: Leaves, taken: set[str], num_classes: int) -> str:
